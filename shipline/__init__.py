@@ -1,0 +1,68 @@
+"""Shipline: from a PyTorch module to a verified HTTP endpoint.
+
+    import shipline as sl
+
+    run = sl.Trainer(max_epochs=5).fit(module, data)
+    artifact = sl.export(run, "int8", to="models/digits")
+    sl.serve("models", port=8000)
+
+Importing this package imports neither torch nor ray; each name below is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from shipline.client import Client as Client
+    from shipline.compose import export as export
+    from shipline.errors import ShiplineError as ShiplineError
+    from shipline.export.recipe import Recipe as Recipe
+    from shipline.processing import Processing as Processing
+    from shipline.serve.server import serve as serve
+    from shipline.signature import Signature as Signature
+    from shipline.signature import TensorSpec as TensorSpec
+    from shipline.train import Callback as Callback
+    from shipline.train import DataModule as DataModule
+    from shipline.train import EarlyStopping as EarlyStopping
+    from shipline.train import ModelCheckpoint as ModelCheckpoint
+    from shipline.train import Module as Module
+    from shipline.train import Trainer as Trainer
+    from shipline.train import seed_everything as seed_everything
+
+__version__ = "0.1.0"
+
+# The public surface: name -> "module:attribute". `export` and `serve` are packages that can be called.
+_SURFACE = {
+    "Callback": "shipline.train:Callback",
+    "Client": "shipline.client:Client",
+    "DataModule": "shipline.train:DataModule",
+    "EarlyStopping": "shipline.train:EarlyStopping",
+    "ModelCheckpoint": "shipline.train:ModelCheckpoint",
+    "Module": "shipline.train:Module",
+    "Processing": "shipline.processing:Processing",
+    "Recipe": "shipline.export:Recipe",
+    "ShiplineError": "shipline.errors:ShiplineError",
+    "Signature": "shipline.signature:Signature",
+    "TensorSpec": "shipline.signature:TensorSpec",
+    "Trainer": "shipline.train:Trainer",
+    "seed_everything": "shipline.train:seed_everything",
+}
+_PACKAGES = ("export", "serve", "train")
+
+__all__ = ["__version__", *sorted([*_SURFACE, "export", "serve"])]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return importlib.import_module(f"shipline.{name}")
+    if name not in _SURFACE:
+        raise AttributeError(f"module 'shipline' has no attribute {name!r}")
+    from shipline.plugins import load_target
+
+    return load_target(_SURFACE[name])
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_SURFACE, *_PACKAGES])

@@ -1,0 +1,65 @@
+"""A checkpoint: the weights of a module and the state of the run that trained it, as one committed directory.
+
+Reading one cannot run code: the weights are safetensors, the state is safetensors and JSON, the class is named but
+never imported from here; whoever rebuilds the module says which class it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import ConfigDict
+
+from shipline.errors import NotFoundError
+from shipline.lineage import Lineage
+from shipline.store import Committed, Manifest, open_store, read_pointers, redact, split
+
+WEIGHTS = "weights.safetensors"
+POINTERS = "checkpoints.json"
+
+
+class CheckpointManifest(Manifest):
+    """What a checkpoint says of itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    module: str  # class path, for people to read; it decides nothing
+    hyper_parameters: dict[str, Any] = {}
+    not_rebuildable: list[str] = []  # constructor arguments that are no plain data and are therefore not kept
+    tied_weights: dict[str, str] = {}  # name -> name of the tensor that it shares
+    epoch: int
+    global_step: int
+    metrics: dict[str, float | None] = {}
+    monitor: str | None = None  # the metric that decided what is best ...
+    mode: Literal["min", "max"] | None = None  # ... and which way is better
+    lineage: Lineage = Lineage()
+
+
+class Checkpoint(Committed[CheckpointManifest]):
+    """A committed checkpoint."""
+
+
+def open_checkpoint(url: str) -> Checkpoint:
+    """Return the checkpoint at `url`: its directory, or a name in the `checkpoints.json` beside it, such as `best`.
+
+    Raises:
+        NotFoundError: no checkpoint is there; the message lists the names that are.
+        IntegrityError: its manifest is damaged.
+        SchemaError: it was written by a newer Shipline.
+    """
+    try:
+        return Checkpoint.open(url, CheckpointManifest)
+    except NotFoundError:
+        parent, name = split(url)
+        store = open_store(parent)
+        pointers = read_pointers(store, POINTERS)
+        target = pointers.get(name, {}).get("checkpoint")
+        if not isinstance(target, str):
+            raise NotFoundError(_nothing(url, store.list(), sorted(pointers))) from None
+        return Checkpoint.open(store.at(target), CheckpointManifest)
+
+
+def _nothing(url: str, beside: list[str], names: list[str]) -> str:
+    found = f"names known there: {', '.join(names)}" if names else f"found beside it: {', '.join(beside) or 'nothing'}"
+    return f"No checkpoint at {redact(url)}; {found}. Give a checkpoint's directory, or <run>/best or <run>/last."

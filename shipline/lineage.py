@@ -1,0 +1,81 @@
+"""Where a checkpoint or an artifact comes from: code, configuration, data, seed, machine and package versions."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from shipline.store import redact
+
+PACKAGES = ("shipline", "torch", "numpy", "ray", "onnx", "onnxruntime", "onnxscript", "safetensors", "pillow")
+
+
+class Lineage(BaseModel):
+    """What is needed to say which code, data and settings made something."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    git_commit: str | None = None
+    git_dirty: bool | None = None
+    config: dict[str, Any] = {}
+    data_fingerprint: str | None = None
+    seed: int | None = None
+    world_size: int = 1
+    python: str = platform.python_version()
+    platform: str = platform.machine()
+    packages: dict[str, str] = {}
+    checkpoint: str | None = None  # URL of the checkpoint that an artifact was made from
+    checkpoint_digest: str | None = None
+
+
+def describe_code(directory: Path | None = None) -> dict[str, Any]:
+    """Return the git commit of the code, whether files differ from it, and the versions of the packages that matter."""
+    commit = _git("rev-parse", "HEAD", directory=directory)
+    status = _git("status", "--porcelain", directory=directory)
+    return {
+        "git_commit": commit,
+        "git_dirty": None if status is None else bool(status),
+        "packages": _versions(),
+    }
+
+
+def publishable(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration as it may travel: without credentials, and without what only this machine has."""
+    kept: dict[str, Any] = without_secrets({key: value for key, value in config.items() if key != "import_path"})
+    return kept
+
+
+def without_secrets(config: Any) -> Any:
+    """Return the configuration as JSON data, with credentials in its URLs replaced by `***`."""
+    if isinstance(config, dict):
+        return {str(key): without_secrets(value) for key, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [without_secrets(value) for value in config]
+    if config is None or isinstance(config, bool | int | float):
+        return config
+    return redact(str(config))
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _git(*arguments: str, directory: Path | None) -> str | None:
+    """Return what git prints, or None where there is no git or no repository."""
+    command = ["git", *arguments]
+    try:
+        done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

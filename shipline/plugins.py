@@ -1,0 +1,88 @@
+"""Things found by name: `name -> "module:attribute"`, imported only when somebody asks for them.
+
+Other packages add their own through entry points of the group `shipline.<kind>`; what is built in is never replaced.
+"""
+
+from __future__ import annotations
+
+import importlib
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any
+
+from shipline.errors import MissingExtraError, unknown_name
+
+BUILT_IN: dict[str, dict[str, str]] = {
+    "step": {
+        "columns": "shipline.processing.tabular:Columns",
+        "decode_image": "shipline.processing.image:DecodeImage",
+        "grayscale": "shipline.processing.image:Grayscale",
+        "labels": "shipline.processing.answers:Labels",
+        "layout": "shipline.processing.image:Layout",
+        "normalize": "shipline.processing.image:Normalize",
+        "resize": "shipline.processing.image:Resize",
+        "rgb": "shipline.processing.image:Rgb",
+        "softmax": "shipline.processing.answers:Softmax",
+        "top_k": "shipline.processing.answers:TopK",
+    },
+    "backend": {
+        "onnxruntime": "shipline.serve.backends.onnx:OnnxBackend",
+    },
+}
+
+# Which `pip install shipline[extra]` brings a module that failed to import.
+EXTRAS = {
+    "fastapi": "serve",
+    "httptools": "serve",
+    "jinja2": "export",
+    "matplotlib": "export",
+    "onnx": "export",
+    "onnxruntime": "serve",
+    "onnxscript": "export",
+    "prometheus_client": "serve",
+    "ray": "ray",
+    "safetensors": "train",
+    "s3fs": "s3",
+    "gcsfs": "gcs",
+    "adlfs": "azure",
+    "torch": "train",
+    "uvicorn": "serve",
+    "uvloop": "serve",
+}
+
+
+@cache
+def _known(kind: str) -> dict[str, str]:
+    found = {point.name: point.value for point in entry_points(group=f"shipline.{kind}")}
+    return found | BUILT_IN.get(kind, {})
+
+
+def load(kind: str, name: str) -> Any:
+    """Import the plugin `name` of `kind`.
+
+    Raises:
+        UnknownNameError: no such name; the message lists those known.
+        MissingExtraError: what it needs is not installed; the message says which extra brings it.
+    """
+    known = _known(kind)
+    if name not in known:
+        raise unknown_name(kind, name, known)
+    return load_target(known[name])
+
+
+def load_target(target: str) -> Any:
+    """Import `"module:attribute"`; a missing optional dependency becomes a MissingExtraError."""
+    module, _, attribute = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise missing_extra(error) from error
+
+
+def missing_extra(error: ModuleNotFoundError) -> ImportError:
+    """Return the error that says which extra brings the missing module, or `error` itself where none does."""
+    package = (error.name or "").partition(".")[0]
+    if package not in EXTRAS:
+        return error
+    extra = EXTRAS[package]
+    return MissingExtraError(f"This needs {package!r}, which is not installed. Run: pip install 'shipline[{extra}]'")

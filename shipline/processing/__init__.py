@@ -1,0 +1,116 @@
+"""Processing as data: the steps from a raw input to tensors, and from tensors to an answer.
+
+The very same object transforms rows in the DataModule, in export and in the server; that is what ends the skew between
+training and serving. What cannot be said in steps belongs into the module itself.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from shipline import plugins
+from shipline.errors import ConfigError, IntegrityError, SchemaError, SignatureError
+from shipline.processing.answers import Labels, Softmax, TopK
+from shipline.processing.image import DecodeImage, Grayscale, Layout, Normalize, Resize, Rgb
+from shipline.processing.step import Step
+from shipline.processing.tabular import Columns
+from shipline.signature import Signature
+
+__all__ = [
+    "Columns",
+    "DecodeImage",
+    "Grayscale",
+    "Labels",
+    "Layout",
+    "Normalize",
+    "Processing",
+    "Resize",
+    "Rgb",
+    "Softmax",
+    "Step",
+    "TopK",
+]
+
+SCHEMA = 1
+
+
+class Processing:
+    """The steps before and after a model with one input and one output that the steps are about.
+
+    Args:
+        before: raw input -> one row of the model's input, without the batch dimension.
+        after: one row of the model's first output -> the answer.
+    """
+
+    def __init__(self, before: Sequence[Step], after: Sequence[Step] = ()) -> None:
+        self.before = tuple(before)
+        self.after = tuple(after)
+
+    def prepare(self, raw: Any) -> np.ndarray:
+        """Return one row of the model's input; ProcessingError where the raw input is at fault."""
+        for step in self.before:
+            raw = step(raw)
+        return np.asarray(raw)
+
+    def answer(self, output: np.ndarray) -> Any:
+        """Return what people see for one row of the model's output."""
+        value: Any = output
+        for step in self.after:
+            value = step(value)
+        return value.tolist() if isinstance(value, np.ndarray) else value
+
+    @property
+    def takes_bytes(self) -> bool:
+        """Whether the raw input is the bytes of a file, rather than JSON."""
+        return bool(self.before) and isinstance(self.before[0], DecodeImage)
+
+    def check(self, signature: Signature) -> None:
+        """Raise SignatureError unless the model has the one input that the steps prepare."""
+        if len(signature.inputs) != 1:
+            names = ", ".join(spec.name for spec in signature.inputs)
+            raise SignatureError(f"The processing prepares one input; the model takes {names}.")
+
+    def to_json(self) -> bytes:
+        """Return the steps as `processing.json`."""
+        content = {"schema_version": SCHEMA, "before": _stored(self.before), "after": _stored(self.after)}
+        return json.dumps(content, indent=1).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Processing:
+        """Return the processing in `processing.json`.
+
+        Raises:
+            IntegrityError: it names a step that this Shipline does not have, or a parameter is wrong.
+            SchemaError: it was written by a newer Shipline.
+        """
+        content = json.loads(data)
+        if (version := content["schema_version"]) > SCHEMA:
+            raise SchemaError(f"The processing has schema version {version}; this Shipline reads up to {SCHEMA}.")
+        return cls(_loaded(content["before"]), _loaded(content["after"]))
+
+
+def step(name: str, **parameters: Any) -> Step:
+    """Return the step `name` with these parameters; ConfigError says which parameter is wrong."""
+    cls: type[Step] = plugins.load("step", name)
+    try:
+        return cls(**parameters)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or name
+        raise ConfigError(f"Step {name!r}: {where}: {first['msg']}.") from error
+
+
+def _stored(steps: tuple[Step, ...]) -> list[dict[str, Any]]:
+    return [{"step": item.NAME, **item.model_dump(mode="json")} for item in steps]
+
+
+def _loaded(stored: list[dict[str, Any]]) -> list[Step]:
+    try:
+        return [step(item["step"], **{key: value for key, value in item.items() if key != "step"}) for item in stored]
+    except ConfigError as error:
+        raise IntegrityError(f"The stored processing cannot be used: {error}") from error

@@ -1,0 +1,20 @@
+"""One step of the processing: a name, its parameters, and a function of one row."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Step(BaseModel):
+    """A step is data: its name and parameters are what is stored; calling it transforms one row."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    NAME: ClassVar[str]
+
+    @abstractmethod
+    def __call__(self, value: Any) -> Any:
+        """Transform one row; ProcessingError where the row is at fault."""

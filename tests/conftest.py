@@ -1,0 +1,74 @@
+"""Fixtures for all tests: a real S3 API, and a watch over what a test leaves behind."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+from helpers import S3_SECRET, children, free_port, listens, wait_until
+
+# The parts set this when they are imported, for the rest of the process; set here, so that no test seems to leave it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+_SESSION_PROCESSES: set[int] = set()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The URL of an S3 server on this machine."""
+    port = free_port()
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _SESSION_PROCESSES.add(server.pid)
+    try:
+        wait_until(lambda: listens(port))
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """The URL of a fresh, empty bucket; the environment holds what is needed to reach it."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "tests")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", S3_SECRET)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("SHIPLINE_CACHE_DIR", str(tmp_path / "cache"))
+    fsspec.filesystem("s3").clear_instance_cache()
+    bucket = f"bucket-{uuid.uuid4().hex[:12]}"
+    fsspec.filesystem("s3").mkdir(bucket)
+    yield f"s3://{bucket}"
+    fsspec.filesystem("s3").clear_instance_cache()
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty directory on each kind of store."""
+    if request.param == "local":
+        return str(tmp_path / "store")
+    if request.param == "memory":
+        return f"memory://{uuid.uuid4().hex}/store"
+    return f"{request.getfixturevalue('s3')}/store"
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing_behind() -> Iterator[None]:
+    """Fail a test that leaves a process, a thread of its own or an environment variable."""
+    environment, before, threads = dict(os.environ), children(), set(threading.enumerate())
+    yield
+    wait_until(lambda: not (children() - before - _SESSION_PROCESSES), 10)
+    left = {t.name for t in set(threading.enumerate()) - threads if not t.daemon}
+    assert not left, f"threads left behind: {left}"
+    # PYTEST_CURRENT_TEST changes with every phase.
+    after = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    environment.pop("PYTEST_CURRENT_TEST", None)
+    assert after == environment, "the environment was changed"

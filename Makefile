@@ -1,0 +1,44 @@
+# Each target sets itself up: a virtual environment in .venv, installed from the pinned versions in constraints.txt.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test check bench clean constraints
+
+demo: $(READY)
+	$(BIN)/python examples/digits/demo.py
+
+test: $(READY)
+	$(BIN)/pytest
+
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	# Type checkers cannot follow an editable install whose folders have other names than its packages: check a copy.
+	rm -rf .venv/typed build && $(BIN)/pip install --quiet --no-deps --no-build-isolation --target .venv/typed .
+	MYPYPATH=.venv/typed $(BIN)/mypy -p shipline
+	$(BIN)/pytest tests/house
+
+bench: $(READY)
+	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/startup.py
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache runs models
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt setuptools wheel
+	# torch by itself first: constraints.txt pins the version, and another package's open range must not choose for us.
+	$(BIN)/pip install --quiet -c constraints.txt torch
+	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[all,dev]'
+	touch $(READY)
+
+# Renews the pinned versions: what pip chooses today, in an environment of its own.
+constraints:
+	rm -rf .venv/renewed && $(PYTHON) -m venv .venv/renewed
+	.venv/renewed/bin/pip install --quiet setuptools wheel torch==2.13.0
+	.venv/renewed/bin/pip install --quiet --no-build-isolation '.[all,dev]'
+	(head -n 1 constraints.txt; .venv/renewed/bin/pip freeze --all --exclude shipline --exclude pip | sed 's/+cpu$$//') > constraints.new
+	mv constraints.new constraints.txt

@@ -13,6 +13,7 @@ from shipline.store import (
     Committed,
     Manifest,
     Store,
+    absolute,
     check_name,
     is_name,
     open_store,
@@ -106,9 +107,9 @@ class Model:
 
     def stable(self) -> Artifact:
         """Return the version that the channel `stable` means, or the newest where there is no such channel."""
-        version = self.channels().get("stable", {}).get("version")
-        if isinstance(version, str):
-            return self.open(version)
+        channels = self.channels()
+        if "stable" in channels:
+            return self.open(str(channels["stable"].get("version")))
         versions = self.versions()
         if not versions:
             raise NotFoundError(f"{self.store} has no committed version of model {self.name!r}. Export one first.")
@@ -117,7 +118,7 @@ class Model:
 
 def open_model(url: str) -> Model:
     """Return the model whose versions lie below `url`; its name is the URL's last part."""
-    return Model(open_store(url), split(url)[1])
+    return Model(open_store(url), split(absolute(url))[1])
 
 
 def find_artifacts(url: str) -> list[Artifact]:
@@ -131,7 +132,8 @@ def find_artifacts(url: str) -> list[Artifact]:
     if store.exists(MANIFEST):
         return [Artifact.open(store, ArtifactManifest)]
     names = store.list()
-    if CHANNELS in names or any(name.isdecimal() for name in names):
+    # A repository may hold a model called 2024; a version has a manifest.
+    if CHANNELS in names or any(name.isdecimal() and store.at(name).exists(MANIFEST) for name in names):
         return [open_model(url).stable()]
     models = [Model(store.at(name), name) for name in names if is_name(name)]
     found = [model.stable() for model in models if model.versions()]

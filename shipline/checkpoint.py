@@ -6,16 +6,19 @@ never imported from here; whoever rebuilds the module says which class it is.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 
 from pydantic import ConfigDict
 
-from shipline.errors import NotFoundError
+from shipline.errors import IntegrityError, NotFoundError
 from shipline.lineage import Lineage
 from shipline.store import Committed, Manifest, open_store, read_pointers, redact, split
 
 WEIGHTS = "weights.safetensors"
 POINTERS = "checkpoints.json"
+
+T = TypeVar("T")
 
 
 class CheckpointManifest(Manifest):
@@ -38,6 +41,19 @@ class CheckpointManifest(Manifest):
 
 class Checkpoint(Committed[CheckpointManifest]):
     """A committed checkpoint."""
+
+    def weights(self, parse: Callable[[bytes], dict[str, T]]) -> dict[str, T]:
+        """Return the state dict, as `parse` reads safetensors; names that share a tensor come back sharing it.
+
+        Raises:
+            IntegrityError: the file is damaged.
+        """
+        data = self.read(WEIGHTS)
+        try:
+            tensors = parse(data)
+            return tensors | {name: tensors[source] for name, source in self.manifest.tied_weights.items()}
+        except Exception as error:  # the format's own error has no base of ours, and no module that is imported here
+            raise IntegrityError(f"{self}/{WEIGHTS} holds no weights: {error}. Do not use it, train again.") from error
 
 
 def open_checkpoint(url: str) -> Checkpoint:

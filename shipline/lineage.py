@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import platform
+import re
 import subprocess
 from importlib import metadata
 from pathlib import Path
@@ -12,6 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from shipline.store import redact
 
+_SECRET_KEY = re.compile(r"passw|secret|credential|(api|access|auth|private|secret)_?(key|token)", re.IGNORECASE)
 PACKAGES = ("shipline", "torch", "numpy", "ray", "onnx", "onnxruntime", "onnxscript", "safetensors", "pillow")
 
 
@@ -51,14 +54,20 @@ def publishable(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_secrets(config: Any) -> Any:
-    """Return the configuration as JSON data, with credentials in its URLs replaced by `***`."""
+    """Return the configuration as JSON data; credentials, in URLs or named so by their key, become `***`."""
     if isinstance(config, dict):
-        return {str(key): without_secrets(value) for key, value in config.items()}
+        return {
+            str(key): "***" if _is_secret(str(key), value) else without_secrets(value) for key, value in config.items()
+        }
     if isinstance(config, list | tuple):
         return [without_secrets(value) for value in config]
-    if config is None or isinstance(config, bool | int | float):
+    if config is None or isinstance(config, bool | int) or (isinstance(config, float) and math.isfinite(config)):
         return config
     return redact(str(config))
+
+
+def _is_secret(key: str, value: Any) -> bool:
+    return isinstance(value, str) and _SECRET_KEY.search(key) is not None
 
 
 def _versions() -> dict[str, str]:

@@ -43,6 +43,8 @@ EXTRAS = {
     "ray": "ray",
     "safetensors": "train",
     "s3fs": "s3",
+    "starlette": "serve",
+    "sympy": "export",
     "gcsfs": "gcs",
     "adlfs": "azure",
     "torch": "train",
@@ -71,10 +73,11 @@ def load(kind: str, name: str) -> Any:
 
 
 def load_target(target: str) -> Any:
-    """Import `"module:attribute"`; a missing optional dependency becomes a MissingExtraError."""
+    """Import `"module:attribute"`, or a whole `"module"`; a missing optional dependency becomes a MissingExtraError."""
     module, _, attribute = target.partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        imported = importlib.import_module(module)
+        return getattr(imported, attribute) if attribute else imported
     except ModuleNotFoundError as error:
         raise missing_extra(error) from error
 

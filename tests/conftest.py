@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
@@ -14,8 +15,9 @@ import fsspec
 import pytest
 from helpers import S3_SECRET, children, free_port, listens, wait_until
 
-# The parts set this when they are imported, for the rest of the process; set here, so that no test seems to leave it.
+# The parts, and torch.export, set these for the rest of the process; set here, so that no test seems to leave them.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / "torchinductor_tests"))
 
 _SESSION_PROCESSES: set[int] = set()
 

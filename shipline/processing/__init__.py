@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from shipline import plugins
-from shipline.errors import ConfigError, IntegrityError, SchemaError, SignatureError
+from shipline.errors import ConfigError, IntegrityError, ProcessingError, SchemaError, SignatureError
 from shipline.processing.answers import Labels, Softmax, TopK
 from shipline.processing.image import DecodeImage, Grayscale, Layout, Normalize, Resize, Rgb
 from shipline.processing.step import Step
@@ -55,7 +55,10 @@ class Processing:
         """Return one row of the model's input; ProcessingError where the raw input is at fault."""
         for step in self.before:
             raw = step(raw)
-        return np.asarray(raw)
+        try:
+            return np.require(raw, requirements="W")  # Pillow's pictures are read-only, of which torch warns
+        except ValueError as error:
+            raise ProcessingError(f"The input is no array of numbers: {error}.") from error
 
     def answer(self, output: np.ndarray) -> Any:
         """Return what people see for one row of the model's output."""
@@ -85,16 +88,22 @@ class Processing:
         """Return the processing in `processing.json`.
 
         Raises:
-            IntegrityError: it names a step that this Shipline does not have, or a parameter is wrong.
+            IntegrityError: it names a step that this Shipline does not have, a parameter is wrong, or it is no list of
+                steps at all.
             SchemaError: it was written by a newer Shipline.
         """
-        content = json.loads(data)
-        if (version := content["schema_version"]) > SCHEMA:
-            raise SchemaError(f"The processing has schema version {version}; this Shipline reads up to {SCHEMA}.")
-        return cls(_loaded(content["before"]), _loaded(content["after"]))
+        try:
+            content = json.loads(data)
+            if (version := content["schema_version"]) > SCHEMA:
+                raise SchemaError(f"The processing has schema version {version}; this Shipline reads up to {SCHEMA}.")
+            return cls(_loaded(content["before"]), _loaded(content["after"]))
+        except ConfigError as error:
+            raise IntegrityError(f"The stored processing cannot be used: {error}") from error
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise IntegrityError("The stored processing is damaged: a JSON object of steps is expected.") from error
 
 
-def step(name: str, **parameters: Any) -> Step:
+def step(name: str, /, **parameters: Any) -> Step:
     """Return the step `name` with these parameters; ConfigError says which parameter is wrong."""
     cls: type[Step] = plugins.load("step", name)
     try:
@@ -110,7 +119,4 @@ def _stored(steps: tuple[Step, ...]) -> list[dict[str, Any]]:
 
 
 def _loaded(stored: list[dict[str, Any]]) -> list[Step]:
-    try:
-        return [step(item["step"], **{key: value for key, value in item.items() if key != "step"}) for item in stored]
-    except ConfigError as error:
-        raise IntegrityError(f"The stored processing cannot be used: {error}") from error
+    return [step(item["step"], **{key: value for key, value in item.items() if key != "step"}) for item in stored]

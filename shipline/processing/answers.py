@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from shipline.errors import ProcessingError
 from shipline.processing.step import Step
@@ -18,7 +18,8 @@ class Softmax(Step):
 
     def __call__(self, value: np.ndarray) -> np.ndarray:
         logits = value.astype(np.float64)
-        powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        with np.errstate(invalid="ignore"):  # an infinite logit gives NaN, as NaN does
+            powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
         return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
 
 
@@ -28,6 +29,13 @@ class Labels(Step):
     NAME: ClassVar[str] = "labels"
 
     names: tuple[str, ...] = Field(min_length=1)
+
+    @field_validator("names")
+    @classmethod
+    def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) < len(names):  # the answer has one score for each name
+            raise ValueError("each name must occur once")
+        return names
 
     def __call__(self, value: np.ndarray) -> dict[str, Any]:
         if value.shape != (len(self.names),):

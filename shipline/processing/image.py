@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -15,6 +14,7 @@ from shipline.processing.step import Step
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 Size = Field(ge=1, le=16384)
+MAX_PIXELS = 178_956_970  # where Pillow itself gives up
 
 
 class DecodeImage(Step):
@@ -22,23 +22,21 @@ class DecodeImage(Step):
 
     NAME: ClassVar[str] = "decode_image"
 
-    max_pixels: int = Field(default=1 << 25, ge=1)
+    max_pixels: int = Field(default=1 << 24, ge=1, le=MAX_PIXELS)
 
     def __call__(self, value: Any) -> np.ndarray:
         if not isinstance(value, bytes):
             raise ProcessingError(f"Expected the bytes of an image; got {type(value).__name__}.")
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Pillow warns of what `max_pixels` and the errors below decide
-                image = Image.open(io.BytesIO(value), formats=FORMATS)
-                width, height = image.size
-                if width * height > self.max_pixels:
-                    raise ProcessingError(
-                        f"The image has {width}x{height} pixels; at most {self.max_pixels} are allowed."
-                    )
-                return np.asarray(_opaque(ImageOps.exif_transpose(image)))
+            image = Image.open(io.BytesIO(value), formats=FORMATS)
+            width, height = image.size
+            if width * height > self.max_pixels:
+                raise ProcessingError(f"The image has {width}x{height} pixels; at most {self.max_pixels} are allowed.")
+            return np.asarray(_opaque(ImageOps.exif_transpose(image)))
         except ProcessingError:
             raise
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # it does not say how many
+            raise ProcessingError(f"The image has too many pixels; at most {self.max_pixels} are allowed.") from error
         except Exception as error:  # Pillow's decoders raise almost anything on hostile bytes
             raise ProcessingError(f"The body is no readable image ({', '.join(FORMATS)}).") from error
 
@@ -83,15 +81,15 @@ class Normalize(Step):
     NAME: ClassVar[str] = "normalize"
 
     scale: float = 255.0
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
+    mean: tuple[float, ...] = Field(default=(0.0,), min_length=1)
+    std: tuple[float, ...] = Field(default=(1.0,), min_length=1)
 
-    @field_validator("std")
+    @field_validator("scale", "std")
     @classmethod
-    def _not_zero(cls, std: tuple[float, ...]) -> tuple[float, ...]:
-        if any(value == 0 for value in std):
-            raise ValueError("std must not be 0")
-        return std
+    def _not_zero(cls, divisor: float | tuple[float, ...]) -> float | tuple[float, ...]:
+        if not np.all(divisor):
+            raise ValueError("must not be 0")
+        return divisor
 
     def __call__(self, value: np.ndarray) -> np.ndarray:
         for name, numbers in (("mean", self.mean), ("std", self.std)):
@@ -113,6 +111,8 @@ class Layout(Step):
 
 
 def _opaque(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F"):  # no range is agreed on for these, and convert() would clip
+        raise ProcessingError("The image has 32 bits a channel; 8 or 16 are expected.")
     if image.mode.startswith("I"):  # 16 bits a channel: keep the upper 8, where convert() would clip
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 class Step(BaseModel):
     """A step is data: its name and parameters are what is stored; calling it transforms one row."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     NAME: ClassVar[str]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,6 +9,8 @@ from pydantic import Field, model_validator
 
 from shipline.errors import ProcessingError, nearest
 from shipline.processing.step import Step
+
+_TOO_LARGE = (2 - 2**-24) * 2.0**127  # from here on, rounding to float32 gives infinity
 
 
 class Columns(Step):
@@ -25,6 +26,9 @@ class Columns(Step):
         names = [*self.numeric, *self.categorical]
         if not names or len(set(names)) < len(names):
             raise ValueError("columns needs at least one column, and each name once")
+        for name, categories in self.categorical.items():
+            if not categories or len(set(categories)) < len(categories):
+                raise ValueError(f"column {name!r} needs at least one category, and each once")
         return self
 
     def __call__(self, value: Any) -> np.ndarray:
@@ -33,7 +37,7 @@ class Columns(Step):
         known = [*self.numeric, *self.categorical]
         for name in value:
             if name not in known:
-                raise ProcessingError(f"Unknown column {name!r}.{nearest(str(name), known)}")
+                raise ProcessingError(f"Unknown column {name!r:.60}.{nearest(str(name)[:60], known)}")
         numbers = [_number(value, name) for name in self.numeric]
         for name, categories in self.categorical.items():
             found = _category(value, name, categories)
@@ -51,8 +55,8 @@ def _number(row: dict[str, Any], name: str) -> float:
     value = _present(row, name)
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ProcessingError(f"Column {name!r} must be a number; got {value!r:.60}.")
-    if not math.isfinite(value) or abs(value) > np.finfo(np.float32).max:
-        raise ProcessingError(f"Column {name!r} must be a finite float32 number; got {value!r:.60}.")
+    if not -_TOO_LARGE < value < _TOO_LARGE:  # refuses NaN, too; exact for whole numbers of any length
+        raise ProcessingError(f"Column {name!r} must be a finite float32 number, less than {_TOO_LARGE:.4g} in size.")
     return float(value)
 
 

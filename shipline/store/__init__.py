@@ -9,7 +9,7 @@ from shipline.store.commit import Committed, Manifest, Publication
 from shipline.store.entry import FileEntry
 from shipline.store.pointers import read_pointers, write_pointers
 from shipline.store.store import Store, open_store
-from shipline.store.urls import check_name, is_name, join, redact, split
+from shipline.store.urls import absolute, check_name, is_name, join, redact, split
 
 __all__ = [
     "Cache",
@@ -18,6 +18,7 @@ __all__ = [
     "Manifest",
     "Publication",
     "Store",
+    "absolute",
     "check_name",
     "is_name",
     "join",

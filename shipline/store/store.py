@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,12 +24,14 @@ from shipline.store.urls import check_key, join, redact
 
 Data = bytes | Path
 
+ABANDONED_S = 3600.0
+
 
 class Store(ABC):
     """The files below one URL. Keys are relative paths of plain names; see `check_key`."""
 
     def __init__(self, url: str) -> None:
-        self._url = url.rstrip("/")
+        self._url = url if url.endswith("://") else url.rstrip("/")
 
     @property
     def url(self) -> str:
@@ -111,13 +114,14 @@ class LocalStore(Store):
             return file.read() if end is None else file.read(end - (start or 0))
 
     def write(self, key: str, data: Data) -> None:
-        with _explained(self, "write", key), self._staged(key, data) as staged:
-            staged.replace(self._path(key))
-            _sync(self._path(key).parent)
+        path = self._path(key)
+        with _explained(self, "write", key), self._staged(path, data) as staged:
+            staged.replace(path)
+            _sync(path.parent)
 
     def create(self, key: str, data: Data) -> None:
         path = self._path(key)
-        with _explained(self, "create", key), self._staged(key, data) as staged:
+        with _explained(self, "create", key), self._staged(path, data) as staged:
             # A hard link, unlike a rename, refuses to replace what is there, and appears with its whole content.
             os.link(staged, path)
             _sync(path.parent)
@@ -146,10 +150,10 @@ class LocalStore(Store):
         return self.root / check_key(key)
 
     @contextlib.contextmanager
-    def _staged(self, key: str, data: Data) -> Iterator[Path]:
+    def _staged(self, path: Path, data: Data) -> Iterator[Path]:
         """A synced file beside the target that no reader lists; gone at the end."""
-        path = self._path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
         staged = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
         try:
             with staged.open("xb") as file:
@@ -234,6 +238,14 @@ class RemoteStore(Store):
 
 def _staging(name: str) -> bool:
     return name.startswith(".") and name.endswith(".part")
+
+
+def _sweep(path: Path) -> None:
+    """Remove what writers of this file, killed long ago, staged for it."""
+    for staged in path.parent.glob(f".{path.name}.*.part"):
+        with contextlib.suppress(OSError):
+            if time.time() - staged.stat().st_mtime > ABANDONED_S:
+                staged.unlink()
 
 
 def _sync(directory: Path) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from shipline.errors import ConfigError
 
-_USER_INFO = re.compile(r"(?<=://)[^/@\s]+@")
+_USER_INFO = re.compile(r"(?<=://)[^/?#\s]+@")  # up to the last @ of the host's part: a password may hold one
 _SECRET_QUERY = re.compile(
     r"([?&](?:[^=&\s]*(?:key|secret|token|sig|signature|password|credential)[^=&\s]*)=)[^&\s]+", re.IGNORECASE
 )
@@ -43,7 +44,12 @@ def check_key(key: str) -> str:
 
 def join(url: str, key: str) -> str:
     """Return the URL of `key` below `url`."""
-    return f"{url.rstrip('/')}/{key}"
+    return f"{url}{key}" if url.endswith("://") else f"{url.rstrip('/')}/{key}"
+
+
+def absolute(url: str) -> str:
+    """Return a local path as an absolute one: other processes run in directories of their own."""
+    return url if "://" in url else str(Path(url).absolute())
 
 
 def split(url: str) -> tuple[str, str]:

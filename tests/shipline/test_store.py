@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
@@ -88,6 +90,38 @@ def test_missing_credentials(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fsspec.filesystem("s3").clear_instance_cache()
     with pytest.raises(StoreError, match=r"[Cc]redentials"):
         open_store(s3).write("x", b"1")
+
+
+class Refusing(BaseHTTPRequestHandler):
+    """An S3 end point that takes no credentials."""
+
+    def do_GET(self) -> None:
+        self.send_response(403)
+        self.end_headers()
+        self.wfile.write(b"<Error><Code>SignatureDoesNotMatch</Code><Message>wrong signature</Message></Error>")
+
+    def do_PUT(self) -> None:
+        self.do_GET()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_wrong_credentials(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        fsspec.filesystem("s3").clear_instance_cache()
+        for action in (lambda: open_store(s3).list(), lambda: open_store(s3).write("x", b"1")):
+            with pytest.raises(StoreError, match=r"access denied .* Check the credentials and their rights") as caught:
+                action()
+            assert S3_SECRET not in str(caught.value)
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def test_an_unknown_protocol() -> None:

@@ -1,0 +1,29 @@
+"""Fixtures for the training tests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch._dynamo
+
+from shipline.train import seed
+from shipline.train.seed import isolate_rng
+
+
+@pytest.fixture(autouse=True)
+def own_randomness(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A test starts without a seed of the process, and leaves every generator as it was."""
+    monkeypatch.setattr(seed, "_seed", None)
+    with isolate_rng():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small matrices on busy cores are several times slower with two threads than with one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

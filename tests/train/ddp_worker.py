@@ -1,0 +1,147 @@
+"""One of several workers that train together without Ray: a process group of PyTorch's, the same loop.
+
+    python ddp_worker.py RANK WORLD_SIZE DIRECTORY
+
+Prints as JSON what this worker saw of each scenario.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
+
+import torch
+import torch.distributed as dist
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from training import (
+    Counting,
+    Mlp,
+    Scripted,
+    bare_trainer,
+    new_trainer,
+    numbers,
+    on_hook,
+    rows,
+    train_loader,
+    val_loader,
+)
+
+import shipline as sl
+from shipline.checkpoint import open_checkpoint
+from shipline.train import loops
+from shipline.train.data import Loaders
+from shipline.train.run import RunDirectory
+from shipline.train.strategy import Ddp
+
+SIZES = (1, 2, 5, 37)
+
+
+def fingerprint(module: torch.nn.Module) -> list[float]:
+    """Weights as numbers that JSON holds exactly."""
+    return [float(tensor.double().sum()) for tensor in module.state_dict().values()]
+
+
+def fit(trainer: sl.Trainer, module: Any, train: Any, val: Any = None, resume: str | None = None) -> None:
+    checkpoint = None if resume is None else open_checkpoint(resume)
+    loops.fit(trainer, module, Loaders(train, val), checkpoint, Ddp())
+
+
+def evaluation() -> list[Any]:
+    """Metrics over all workers and those of one process, for datasets of several sizes."""
+    found = []
+    for size in SIZES:
+        torch.manual_seed(0)
+        module, trainer = Counting(), bare_trainer(max_epochs=1)
+        fit(trainer, module, train_loader(64), val_loader(size, 4))
+        together = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        found.append((together, bare_trainer().validate(module, val_loader(size, 4))[0]))
+    return found
+
+
+def gradients() -> list[Any]:
+    """Weights after training on halves of batches, and after a plain loop over whole ones."""
+    torch.manual_seed(0)
+    module = Mlp()
+    fit(bare_trainer(max_epochs=2), module, DataLoader(rows(0, 128), 16))
+    torch.manual_seed(0)
+    plain = Mlp()
+    optimizer = plain.configure_optimizers()
+    for _ in range(2):
+        for image, digit in DataLoader(rows(0, 128), 32):
+            loss = F.cross_entropy(plain(image), digit)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    pairs = zip(module.state_dict().values(), plain.state_dict().values(), strict=True)
+    return [fingerprint(module), max(float((a - b).abs().max()) for a, b in pairs)]
+
+
+def resume(root: str, rank: int) -> list[Any]:
+    """Weights after four epochs, and after two and two; shuffled, with dropout that differs between workers."""
+
+    def epochs(name: str, count: int, resume: str | None = None) -> list[float]:
+        sl.seed_everything(0)
+        module = Mlp(dropout=0.5)
+        torch.manual_seed(rank if resume is None else 99)
+        trainer = new_trainer(root, max_epochs=count, name=name, log_every_n_steps=1)
+        trainer.run = RunDirectory(f"{root}/{name}", "version_0")
+        fit(trainer, module, train_loader(128), val_loader(9, 4), resume)
+        return fingerprint(module)
+
+    whole = epochs("whole", 4)
+    epochs("parts", 2)
+    return [whole, epochs("parts", 4, f"{root}/parts/last")]
+
+
+def stop(root: str, rank: int) -> list[Any]:
+    """When each worker stops and what it saves, by metrics and wishes that differ between them."""
+
+    class Differs(Scripted):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            self.log("in_steps", float(rank * self.current_epoch))
+            return super().training_step(batch, batch_idx)
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("in_epochs", float(rank * self.current_epoch))
+
+    def ask(trainer: sl.Trainer, _module: Any) -> None:
+        trainer.should_stop = rank == 1 and trainer.current_epoch == 3
+
+    found: list[Any] = []
+    for monitor in ("in_steps", "in_epochs"):
+        stopping = sl.EarlyStopping(monitor, patience=2)
+        keep = sl.ModelCheckpoint(monitor=monitor, save_last=False, dirpath=f"{root}/{monitor}")
+        trainer = new_trainer(root, max_epochs=9, callbacks=[stopping, keep], logger=False)
+        fit(trainer, Differs(), numbers(4), numbers(4))
+        found.append(
+            [trainer.epochs_done, stopping.best_score, trainer.callback_metrics[monitor].item(), keep.best_model_path]
+        )
+    trainer = bare_trainer(max_epochs=9, callbacks=on_hook("on_train_epoch_end", ask))
+    fit(trainer, Differs(), numbers(4))
+    return [*found, trainer.epochs_done]
+
+
+def main(rank: int, world_size: int, directory: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{directory}/meeting", rank=rank, world_size=world_size)
+    try:
+        found = {
+            "evaluation": evaluation(),
+            "gradients": gradients(),
+            "resume": resume(f"{directory}/runs", rank),
+            "stop": stop(f"{directory}/runs", rank),
+        }
+        print(json.dumps(found))
+    finally:
+        gc.collect()  # what still holds the group would otherwise end its threads when nobody can any more
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

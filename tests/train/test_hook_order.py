@@ -1,0 +1,178 @@
+"""The hooks that both have come in PyTorch Lightning's order, with its epoch and step counts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import pytorch_lightning as lightning
+import torch
+from pytorch_lightning.callbacks import Checkpoint
+from torch import nn
+from training import bare_trainer, numbers
+
+from shipline.train import Callback, DataModule, Module
+from shipline.train.hooks import ModuleHooks
+
+Event = tuple[str, int, int]  # who.hook, current_epoch, global_step
+
+# Lightning warns of few data workers, of no logger, and of its own future.
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+MODULE_HOOKS = [name for name in vars(ModuleHooks) if name.startswith("on_")]
+CALLBACK_HOOKS = [name for name in vars(Callback) if name.startswith(("on_", "setup", "teardown"))]
+
+
+@pytest.fixture(autouse=True)
+def quiet_lightning() -> Iterator[None]:
+    logger = logging.getLogger("pytorch_lightning")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    yield
+    logger.setLevel(level)
+
+
+def recording_callback(base: type, who: str, events: list[Event], **attributes: Any) -> Any:
+    """A callback that writes down each of its hooks."""
+
+    def hook(name: str) -> Any:
+        def act(_self: Any, trainer: Any, *_arguments: Any, **_named: Any) -> None:
+            events.append((f"{who}.{name}", trainer.current_epoch, trainer.global_step))
+
+        return act
+
+    return type(who, (base,), {name: hook(name) for name in CALLBACK_HOOKS} | attributes)()
+
+
+def recording_module(base: Any, events: list[Event]) -> Any:
+    """A module that writes down each of its hooks and steps."""
+
+    def hook(name: str) -> Any:
+        def act(self: Any, *_arguments: Any) -> None:
+            events.append((f"module.{name}", self.trainer.current_epoch, self.trainer.global_step))
+
+        return act
+
+    class Recording(base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(1, 1)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            hook("training_step")(self)
+            return self.layer(batch[0][:, None]).mean()
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            hook("validation_step")(self)
+            self.log("value", 1.0)
+
+        def test_step(self, batch: Any, batch_idx: int) -> None:
+            hook("test_step")(self)
+
+        def predict_step(self, batch: Any, batch_idx: int) -> None:
+            hook("predict_step")(self)
+
+        def configure_optimizers(self) -> Any:
+            hook("configure_optimizers")(self)
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    for name in MODULE_HOOKS:
+        setattr(Recording, name, hook(name))
+    return Recording()
+
+
+def recording_data(base: Any, events: list[Event]) -> Any:
+    """A DataModule that writes down what is asked of it but for its loaders: we ask for those once more."""
+
+    class Recording(base):  # type: ignore[misc]
+        def prepare_data(self) -> None:
+            events.append(("data.prepare_data", 0, 0))
+
+        def setup(self, stage: str) -> None:
+            events.append((f"data.setup {getattr(stage, 'value', stage)}", 0, 0))
+
+        def teardown(self, stage: str) -> None:
+            events.append((f"data.teardown {getattr(stage, 'value', stage)}", 0, 0))
+
+        def train_dataloader(self) -> Any:
+            return numbers(6, 2)
+
+        def val_dataloader(self) -> Any:
+            return numbers(4, 2)
+
+        test_dataloader = predict_dataloader = val_dataloader
+
+    return Recording()
+
+
+def run(trainer: Any, module: Any, data: Any) -> None:
+    trainer.fit(module, datamodule=data)
+    trainer.validate(module, datamodule=data, **({"verbose": False} if hasattr(trainer, "fit_loop") else {}))
+    trainer.test(module, datamodule=data, **({"verbose": False} if hasattr(trainer, "fit_loop") else {}))
+    trainer.predict(module, datamodule=data)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_epochs": 2, "num_sanity_val_steps": 1},
+        {"max_epochs": 3, "num_sanity_val_steps": 0, "check_val_every_n_epoch": 2},
+        {"max_epochs": 2, "limit_train_batches": 2, "limit_val_batches": 1},
+        {"max_epochs": 1, "limit_val_batches": 0},
+    ],
+)
+def test_hooks_come_in_the_order_of_lightning(options: dict[str, Any]) -> None:
+    expected: list[Event] = []
+    callbacks = [
+        recording_callback(Checkpoint, "monitor", expected),
+        recording_callback(lightning.Callback, "first", expected),
+        recording_callback(lightning.Callback, "second", expected),
+    ]
+    theirs = lightning.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, callbacks=callbacks,
+        **options,
+    )  # fmt: skip
+    run(
+        theirs,
+        recording_module(lightning.LightningModule, expected),
+        recording_data(lightning.LightningDataModule, expected),
+    )
+
+    found: list[Event] = []
+    callbacks = [
+        recording_callback(Callback, "monitor", found, monitors=True),
+        recording_callback(Callback, "first", found),
+        recording_callback(Callback, "second", found),
+    ]
+    run(
+        bare_trainer(callbacks=callbacks, **options), recording_module(Module, found), recording_data(DataModule, found)
+    )
+
+    assert found == expected
+    hooks = {name for name, _, _ in found}
+    assert {"first.on_train_batch_end", "module.on_before_optimizer_step", "monitor.on_train_epoch_end"} <= hooks
+
+
+def test_hooks_come_in_the_order_of_lightning_until_an_error() -> None:
+    def fail(*_arguments: Any) -> None:
+        raise RuntimeError("stop here")
+
+    expected: list[Event] = []
+    callback = recording_callback(lightning.Callback, "first", expected, on_after_backward=fail)
+    theirs = lightning.Trainer(
+        max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[callback],
+    )  # fmt: skip
+    data = recording_data(lightning.LightningDataModule, expected)
+    with pytest.raises(RuntimeError, match="stop here"):
+        theirs.fit(recording_module(lightning.LightningModule, expected), datamodule=data)
+
+    found: list[Event] = []
+    ours = bare_trainer(max_epochs=1, callbacks=[recording_callback(Callback, "first", found, on_after_backward=fail)])
+    with pytest.raises(RuntimeError, match="stop here"):
+        ours.fit(recording_module(Module, found), datamodule=recording_data(DataModule, found))
+    assert found[-3][0] == "first.on_exception"
+    # Lightning leaves it at that; we take down what was set up.
+    assert found == [*expected, ("data.teardown fit", 0, 0), ("first.teardown", 0, 0)]

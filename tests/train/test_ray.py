@@ -1,0 +1,267 @@
+"""Two workers on a Ray cluster: one that the run starts itself, and one that it finds.
+
+Each cluster takes 15 to 20 seconds to start and to train on, so tests share what a fixture has trained.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+import torch
+from helpers import S3_SECRET, children
+from training import (
+    Counting,
+    CountsSteps,
+    FailsOnOneWorker,
+    bare_trainer,
+    metric_rows,
+    new_trainer,
+    same_weights,
+    train_loader,
+    val_loader,
+)
+
+import shipline as sl
+from shipline.checkpoint import Checkpoint, open_checkpoint
+from shipline.errors import TrainingError
+from shipline.store import open_store
+
+# Ray uses what it has deprecated itself.
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*")]
+
+VAL_ROWS = 97  # does not divide by two
+
+
+@pytest.fixture(scope="module")
+def ray_imported() -> None:
+    """Ray sets a variable when it is imported, and keeps it."""
+    import ray  # noqa: F401
+
+
+@pytest.fixture(scope="module")
+def bucket(s3_server: str) -> Iterator[str]:
+    """A bucket for the tests of this module; the environment holds what is needed to reach it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", s3_server)
+        patch.setenv("AWS_ACCESS_KEY_ID", "tests")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", S3_SECRET)
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        fsspec.filesystem("s3").clear_instance_cache()
+        name = f"bucket-{uuid.uuid4().hex[:12]}"
+        fsspec.filesystem("s3").mkdir(name)
+        yield f"s3://{name}"
+    fsspec.filesystem("s3").clear_instance_cache()
+
+
+@dataclass
+class Trained:
+    """What a fit on two workers left in this process."""
+
+    trainer: sl.Trainer
+    run: sl.train.Run
+    module: Counting
+    counter: CountsSteps
+    stopping: sl.EarlyStopping
+    environment_before: dict[str, str]
+    environment_after: dict[str, str]
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        return self.run.checkpoint
+
+
+@pytest.fixture(scope="module")
+def trained(ray_imported: None, bucket: str) -> Trained:
+    """Six epochs on a cluster of its own, with everything on S3."""
+    before = dict(os.environ)
+    sl.seed_everything(0)
+    module, counter, stopping = Counting(), CountsSteps(), sl.EarlyStopping("val_loss", patience=9)
+    trainer = new_trainer(
+        f"{bucket}/runs", max_epochs=6, workers=2, name="digits", log_every_n_steps=10,
+        callbacks=[counter, stopping, sl.ModelCheckpoint(monitor="val_acc", mode="max")],
+    )  # fmt: skip
+    run = trainer.fit(module, train_loader(1399), val_loader(VAL_ROWS))
+    return Trained(trainer, run, module, counter, stopping, before, dict(os.environ))
+
+
+def test_two_workers_learn(trained: Trained) -> None:
+    assert trained.run.metrics["val_acc"] > 0.85
+    assert (trained.trainer.epochs_done, trained.trainer.current_epoch) == (6, 6)
+    assert trained.trainer.global_step == 6 * 22  # 1,399 rows: 700 for each worker, in batches of 32
+
+
+def test_the_weights_come_back_to_the_drivers_module(trained: Trained) -> None:
+    last = Counting.load_from_checkpoint(str(trained.run.last_url))
+    assert same_weights(trained.module, last)
+    assert trained.run.module is trained.module
+    assert trained.module.trainer is trained.trainer
+
+
+def test_metrics_are_those_of_one_process(trained: Trained) -> None:
+    """Each row counts once, though the two shares differ by one."""
+    [alone] = bare_trainer().validate(trained.module, val_loader(VAL_ROWS))
+    found = trained.run.metrics
+    assert found["rows"] == alone["rows"] == VAL_ROWS
+    assert found["right"] == alone["right"]
+    assert found["val_acc"] == pytest.approx(found["right"] / VAL_ROWS, abs=1e-7)
+    assert found["val_loss"] == pytest.approx(alone["val_loss"], rel=1e-6)
+
+
+def test_the_states_of_callbacks_come_back(trained: Trained) -> None:
+    assert trained.counter.count == 6 * 22
+    assert trained.stopping.best_score <= trained.run.metrics["val_loss"]
+    keep = trained.trainer.checkpoint_callback
+    assert keep is not None
+    assert keep.best_model_path == trained.run.best_url
+
+
+def test_the_run_and_its_checkpoints_are_on_s3(trained: Trained, bucket: str) -> None:
+    assert trained.run.url == f"{bucket}/runs/digits/version_0"
+    assert str(trained.run.best_url).startswith(f"{bucket}/runs/digits/version_0/checkpoints/")
+    assert open_checkpoint(f"{bucket}/runs/digits/last").manifest.epoch == 5
+    assert len(open_store(f"{trained.run.url}/checkpoints").list()) <= 2
+    assert [row["epoch"] for row in metric_rows(str(trained.run.url)) if "rows" in row] == [*"012345"]
+
+
+def test_lineage_names_workers_seed_and_data(trained: Trained) -> None:
+    lineage = trained.checkpoint.manifest.lineage
+    assert (lineage.world_size, lineage.seed) == (2, 0)
+    assert "ray" in lineage.packages
+    one = bare_trainer(max_epochs=0)
+    one.fit(Counting(), train_loader(1399), val_loader(VAL_ROWS))
+    assert lineage.data_fingerprint == one.lineage.data_fingerprint
+
+
+def test_the_cluster_is_gone_and_the_environment_as_it_was(trained: Trained) -> None:
+    import ray
+
+    assert not ray.is_initialized()
+    assert trained.environment_after == trained.environment_before
+
+
+def test_one_process_goes_on_from_two_workers(trained: Trained, tmp_path: Path) -> None:
+    trainer = new_trainer(tmp_path, max_epochs=7, callbacks=sl.EarlyStopping("val_loss", patience=9))
+    run = trainer.fit(Counting(), train_loader(1399), val_loader(VAL_ROWS), ckpt_path=trained.run.last_url)
+    assert (trainer.epochs_done, trainer.global_step) == (7, 6 * 22 + 44)
+    assert run.metrics["val_acc"] > 0.85
+
+
+def test_the_first_cause_of_a_workers_error_is_what_is_raised(ray_imported: None, tmp_path: Path) -> None:
+    """The other worker then fails in its collectives, which says nothing to the user."""
+    before = children()
+    module = FailsOnOneWorker()
+    weights = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with pytest.raises(TrainingError) as caught:
+        new_trainer(tmp_path, max_epochs=2, workers=2).fit(module, train_loader(128), val_loader(9))
+    assert str(caught.value) == "Worker 1 of 2 failed: ValueError: the disk of this worker is full"
+    assert children() <= before
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in module.state_dict().items())
+
+
+USER_MODULE = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+import shipline as sl
+
+
+class Net(sl.Module):
+    def __init__(self, width: int = 4):
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+
+    def training_step(self, batch, batch_idx):
+        loss = (self.layer(batch[0]) - batch[0].sum(1, keepdim=True)).square().mean()
+        self.log("loss", loss, on_step=False, on_epoch=True)
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Data(sl.DataModule):
+    def train_dataloader(self):
+        return DataLoader(TensorDataset(torch.randn(64, 2)), batch_size=8)
+"""
+
+CONFIG = """
+seed_everything: 0
+module: {class_path: train.Net}
+data: {class_path: train.Data}
+trainer: {max_epochs: 2, workers: 2, accelerator: cpu, name: mine}
+"""
+
+
+def run(command: list[str], directory: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a user's command in the user's directory."""
+    return subprocess.run(command, cwd=directory, env={**os.environ, **environment}, capture_output=True, text=True)
+
+
+def test_a_users_own_file_called_train_works(tmp_path: Path) -> None:
+    """Neither `shipline.train` nor the workers take it for something else."""
+    (tmp_path / "train.py").write_text(USER_MODULE)
+    (tmp_path / "train.yaml").write_text(CONFIG)
+    done = run([str(Path(sys.executable).with_name("shipline")), "train", "train.yaml"], tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    manifest = open_checkpoint(str(tmp_path / "runs" / "mine" / "best")).manifest
+    assert manifest.module == "train.Net"
+    assert (manifest.epoch, manifest.lineage.world_size) == (1, 2)
+    assert [line.split()[:2] for line in done.stdout.splitlines()[:2]] == [["epoch", "1/2"], ["epoch", "2/2"]]
+
+
+ON_A_CLUSTER = (
+    USER_MODULE
+    + """
+
+class NoStep(Net):
+    training_step = sl.Module.training_step
+
+
+def fit(module, workers):
+    trainer = sl.Trainer(max_epochs=2, workers=workers, accelerator="cpu", enable_progress_bar=False)
+    try:
+        print("trained", trainer.fit(module, Data()).metrics["loss"] < 1.0)
+    except sl.ShiplineError as error:
+        print(type(error).__name__, error)
+
+
+if __name__ == "__main__":
+    fit(Net(), 3)
+    fit(NoStep(), 2)
+    fit(Net(), 2)
+"""
+)
+
+
+@pytest.fixture
+def cluster(ray_imported: None) -> Iterator[str]:
+    """The address of a cluster with two CPUs that somebody else has started."""
+    from ray.cluster_utils import Cluster
+
+    found: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    try:
+        yield found.address
+    finally:
+        found.shutdown()
+
+
+def test_a_cluster_that_is_there_is_used_and_left_running(cluster: str, tmp_path: Path) -> None:
+    """Classes of the script itself; too few CPUs and wrong settings are the user's error, in our words."""
+    (tmp_path / "train.py").write_text(ON_A_CLUSTER)
+    done = run([sys.executable, "train.py"], tmp_path, RAY_ADDRESS=cluster)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines() == [
+        "ConfigError Trainer has workers=3, but the cluster has 2 CPUs: set workers to 2 or less.",
+        "ConfigError NoStep has no training_step: define training_step(self, batch, batch_idx).",
+        "trained True",
+    ]
+    assert open_checkpoint(str(tmp_path / "runs" / "net" / "best")).manifest.lineage.world_size == 2

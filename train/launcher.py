@@ -1,0 +1,178 @@
+"""Several workers, as Ray Train actors. The only module that imports ray.
+
+Ray Train places the workers, joins them in a process group and watches them; what runs in each is the same loop as in
+one process. Its `report()` is not used: metrics that come without one of its own checkpoints are dropped by it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from shipline.checkpoint import Checkpoint
+from shipline.errors import ConfigError, MissingExtraError, ShiplineError, TrainingError
+from shipline.train import loops
+from shipline.train.checkpointing import dump_weights
+from shipline.train.data import DataModule
+from shipline.train.module import Module
+from shipline.train.seed import current_seed, seed_everything
+from shipline.train.strategy import Ddp, pick_device
+from shipline.train.trainer import Trainer
+
+try:
+    import ray
+    import ray.cloudpickle
+    from ray.train import LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+except ModuleNotFoundError as error:
+    raise MissingExtraError("Trainer(workers=...) above 1 needs Ray. Run: pip install 'shipline[ray]'") from error
+
+# Of a cluster that we start: nothing is reported to anybody, only holders of its token may use it (ray.init turns that
+# on), and its own log lines do not drown the run's. What the user set stays. Ray reads the token once in a process.
+_OWN_CLUSTER = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # with it, what workers print comes twice
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # nobody takes this machine away from us
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+}
+
+
+def launch(trainer: Trainer, module: Module, data: DataModule, resume: Checkpoint | None) -> None:
+    """Fit on `trainer.workers` workers, and bring weights, metrics and callbacks back into these objects.
+
+    Raises:
+        ConfigError: the cluster has too few resources; or what a worker found wrong in the settings.
+        TrainingError: a worker failed; the message names the first cause.
+    """
+    uses_gpu = pick_device(trainer.accelerator).type == "cuda"
+    with _cluster(trainer.workers), tempfile.TemporaryDirectory(prefix="shipline-ray-") as scratch:
+        _check_resources(trainer.workers, "GPU" if uses_gpu else "CPU")
+        work = {
+            "payload": ray.cloudpickle.dumps((trainer, module, data, resume)),
+            "path": [entry for entry in sys.path if entry],
+            "seed": current_seed(),
+        }
+        fit = TorchTrainer(
+            _work,
+            train_loop_config=work,
+            scaling_config=ScalingConfig(num_workers=trainer.workers, use_gpu=uses_gpu),
+            run_config=RunConfig(storage_path=scratch, logging_config=LoggingConfig(log_level="ERROR")),
+        )
+        try:
+            result = fit.fit()
+        except TrainingFailedError as error:
+            raise _first_cause(error, trainer.workers) from error
+        _take_back(trainer, module, result.return_value)
+
+
+@contextlib.contextmanager
+def _cluster(workers: int) -> Iterator[None]:
+    """Use the cluster that is there (connected to, or named by RAY_ADDRESS), or our own for the time of the fit."""
+    if ray.is_initialized():
+        yield
+        return
+    with _environment({} if "RAY_ADDRESS" in os.environ else _OWN_CLUSTER):
+        try:
+            if "RAY_ADDRESS" in os.environ:
+                ray.init(os.environ["RAY_ADDRESS"], logging_level=logging.ERROR)
+            else:  # "local": a plain init() would join any cluster that runs on this machine
+                ray.init(
+                    "local",
+                    num_cpus=max(workers, os.cpu_count() or 1),
+                    include_dashboard=False,
+                    logging_level=logging.ERROR,
+                    logging_config=ray.LoggingConfig(log_level="ERROR"),
+                )
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Set what is not set, and leave the environment as it was; ray.init changes some of it, too."""
+    before = dict(os.environ)
+    for name, value in values.items():
+        os.environ.setdefault(name, value)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _check_resources(workers: int, resource: str) -> None:
+    """Ray would wait for ever for what the cluster does not have."""
+    have = int(ray.cluster_resources().get(resource, 0))
+    if have < workers:
+        raise ConfigError(
+            f"Trainer has workers={workers}, but the cluster has {have} {resource}s: set workers to {have} or less."
+        )
+
+
+def _work(config: dict[str, Any]) -> bytes | None:
+    """What runs in each worker. The user's code is found where the driver found it."""
+    sys.path.extend(entry for entry in config["path"] if entry not in sys.path)
+    strategy = Ddp()
+    if config["seed"] is not None:
+        seed_everything(config["seed"])
+        torch.manual_seed(config["seed"] + strategy.rank)  # dropout and augmentation differ between workers
+    trainer, module, data, resume = ray.cloudpickle.loads(config["payload"])
+    loops.fit(trainer, module, data, resume, strategy)
+    if strategy.rank:
+        return None
+    weights, tied = dump_weights(module)
+    returned = {
+        "weights": weights,
+        "tied": tied,
+        "callbacks": trainer.callbacks,
+        "lineage": trainer.lineage,
+        "state": {name: getattr(trainer, name) for name in _STATE},
+    }
+    return bytes(ray.cloudpickle.dumps(returned))  # Ray Train refuses to return objects that hold tensors
+
+
+_STATE = (
+    "callback_metrics", "logged_metrics", "epoch_progress", "current_epoch", "epochs_done", "global_step",
+    "should_stop",
+)  # fmt: skip
+
+
+def _take_back(trainer: Trainer, module: Module, data: bytes) -> None:
+    """Leave the driver's objects as a fit in this process would have left them."""
+    returned = ray.cloudpickle.loads(data)
+    tensors = safetensors.torch.load(returned["weights"])
+    module.load_state_dict(tensors | {name: tensors[source] for name, source in returned["tied"].items()})
+    for own, theirs in zip(trainer.callbacks, returned["callbacks"], strict=True):
+        own.__dict__.update(theirs.__dict__)
+    trainer.lineage = returned["lineage"]
+    for name, value in returned["state"].items():
+        setattr(trainer, name, value)
+    module.attach(trainer)
+
+
+def _first_cause(error: TrainingFailedError, workers: int) -> ShiplineError:
+    """Return what a worker raised, if it is one of our errors, or one that names worker and cause."""
+    if not isinstance(error, WorkerGroupError) or not error.worker_failures:
+        return TrainingError(f"The run failed: {str(error).strip()}")
+    # One worker's error makes the others fail in their collectives: theirs is an echo.
+    rank, cause = min(error.worker_failures.items(), key=lambda item: (_is_echo(item[1]), item[0]))
+    cause = getattr(cause, "_base_exc", cause)
+    if isinstance(cause, ShiplineError):
+        return cause
+    return TrainingError(f"Worker {rank} of {workers} failed: {type(cause).__name__}: {cause}")
+
+
+def _is_echo(error: Exception) -> bool:
+    text = str(error).lower()
+    return "connection closed by peer" in text or "connection reset" in text or "gloo" in text or "nccl" in text

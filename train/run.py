@@ -1,0 +1,81 @@
+"""The directory of a run, `<root>/<name>/version_N`, and what came out of it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from shipline.checkpoint import POINTERS, Checkpoint, open_checkpoint
+from shipline.errors import ExistsError
+from shipline.store import Store, absolute, check_name, join, open_store, redact, write_pointers
+
+RUN_FILE = "run.json"
+CONFIG_FILE = "config.yaml"
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Where a run keeps its files: the experiment `<root>/<name>`, and the run's own directory in it."""
+
+    experiment: str
+    version: str
+
+    @classmethod
+    def create(cls, root: str, name: str, description: dict[str, Any]) -> RunDirectory:
+        """Take the next free `version_N`; two runs that start at once get different ones."""
+        experiment = open_store(join(absolute(root), check_name("run", name)))
+        taken = [int(v.removeprefix("version_")) for v in experiment.list() if v.removeprefix("version_").isdecimal()]
+        number = max(taken, default=-1) + 1
+        content = json.dumps(description, indent=1).encode()
+        while True:
+            try:
+                experiment.create(f"version_{number}/{RUN_FILE}", content)
+            except ExistsError:
+                number += 1
+                continue
+            return cls(experiment.url, f"version_{number}")
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> RunDirectory | None:
+        """Return the run that a checkpoint lies in, or None where it lies elsewhere."""
+        parts = checkpoint.store.url.split("/")
+        if len(parts) < 4 or parts[-2] != CHECKPOINTS or not parts[-3].startswith("version_"):
+            return None
+        return cls("/".join(parts[:-3]), parts[-3])
+
+    @property
+    def store(self) -> Store:
+        """The run's own directory."""
+        return open_store(join(self.experiment, self.version))
+
+    def point(self, name: str, checkpoint: str) -> None:
+        """Make `<run>/<name>` and `<experiment>/<name>` mean the checkpoint with this directory name."""
+        key = f"{CHECKPOINTS}/{checkpoint}"
+        write_pointers(self.store, POINTERS, {name: {"checkpoint": key}})
+        write_pointers(open_store(self.experiment), POINTERS, {name: {"checkpoint": f"{self.version}/{key}"}})
+
+
+@dataclass
+class Run:
+    """A finished fit: what `sl.export` takes."""
+
+    url: str | None
+    metrics: dict[str, float]
+    best_url: str | None
+    last_url: str | None
+    module: Any = None
+    data: Any = None
+
+    def __repr__(self) -> str:
+        urls = f"url={self.url!r}, best_url={self.best_url!r}, last_url={self.last_url!r}"
+        return f"Run({redact(urls)}, metrics={self.metrics!r})"
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The best checkpoint, or the last one where nothing was monitored."""
+        url = self.best_url or self.last_url
+        if url is None:
+            raise ValueError("The run wrote no checkpoint: leave enable_checkpointing on, and let it finish an epoch.")
+        return open_checkpoint(url)

@@ -1,0 +1,158 @@
+"""The gates of the proof. Each measures one thing through the runtime that will serve, and gives a verdict."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from shipline.artifact import Verdict
+from shipline.export.latency import Latency
+from shipline.export.recipe import Recipe
+from shipline.export.rows import Arrays, Rows
+from shipline.export.runtime import Runtime
+from shipline.signature import Signature
+
+INVARIANCE_ROWS = 8
+INVARIANCE_TOLERANCE = 1e-4  # of the largest output
+
+
+@dataclass(frozen=True)
+class Worst:
+    """Where two sets of outputs differ most: the difference in parts of the output's largest value, and the place."""
+
+    difference: float
+    output: str
+    row: int
+    batch: int
+
+    def __str__(self) -> str:
+        return f"row {self.row}, output {self.output!r}, in a batch of {self.batch}"
+
+
+def scales(rows: Rows, signature: Signature) -> dict[str, float]:
+    """Return the largest absolute value of each output of the trained module, at least 1e-6."""
+    pairs = zip(signature.outputs, rows.outputs, strict=True)
+    return {spec.name: max(float(np.abs(np.where(np.isfinite(out), out, 0)).max()), 1e-6) for spec, out in pairs}
+
+
+def parity(
+    runtime: Runtime, rows: Rows, signature: Signature, largest_batch: int, limit: float
+) -> tuple[Verdict, Worst]:
+    """Outputs equal the trained module's, at batch 1, 2 and the largest."""
+    sizes = ((1, 32), (2, 64), (largest_batch, len(rows)))  # batch, rows: small batches of many rows take long
+    found = [_largest(runtime, rows, signature, batch, count) for batch, count in sizes]
+    worst = max(found, key=lambda place: place.difference)
+    text = (
+        f"outputs differ from the trained module's by {worst.difference:.2g} of their largest value at most ({worst})"
+    )
+    text += f"; {limit:g} is allowed"
+    return Verdict(
+        gate="parity", passed=worst.difference <= limit, measured=_finite(worst.difference), limit=limit, message=text
+    ), worst
+
+
+def batch_invariance(runtime: Runtime, rows: Rows, signature: Signature, largest_batch: int) -> Verdict:
+    """A row's answer does not depend on its batch-mates, wherever in the batch it stands."""
+    inputs, unit = rows.inputs, scales(rows, signature)
+    count, batch = len(rows), largest_batch
+    worst = Worst(0.0, signature.outputs[0].name, 0, batch)
+    for row in np.linspace(0, count - 1, min(count, INVARIANCE_ROWS)).astype(int).tolist():
+        alone = runtime.run({name: array[row : row + 1] for name, array in inputs.items()})
+        for place in sorted({0, batch // 2, batch - 1}):
+            mates = (np.arange(batch) - place + row) % count  # the row itself at `place`, its neighbours around it
+            together = runtime.run({name: array[mates] for name, array in inputs.items()})
+            for spec, one, many in zip(signature.outputs, alone, together, strict=True):
+                difference = _difference(many[place], one[0]) / unit[spec.name]
+                if difference > worst.difference:
+                    worst = Worst(difference, spec.name, row, batch)
+    passed = worst.difference <= INVARIANCE_TOLERANCE
+    text = f"a row's answer alone and among others differs by {worst.difference:.2g} of the largest value at most"
+    if not passed:
+        text += f" ({worst}); {INVARIANCE_TOLERANCE:g} is allowed"
+    return Verdict(
+        gate="batch_invariance",
+        passed=passed,
+        measured=_finite(worst.difference),
+        limit=INVARIANCE_TOLERANCE,
+        message=text,
+    )
+
+
+def metric(name: str, mode: str, trained: float, exported: float, recipe: Recipe) -> Verdict:
+    """The task metric, by the module's own validation step, is not worse than allowed."""
+    drop = trained - exported if mode == "max" else exported - trained
+    passed = math.isfinite(exported) and drop <= recipe.max_metric_drop
+    text = f"{name} is {exported:.6g}, the trained module's is {trained:.6g}: "
+    text += "no worse" if drop <= 0 else f"worse by {drop:.6g}"
+    text += f"; {recipe.max_metric_drop:g} is allowed"
+    return Verdict(gate="metric", passed=passed, measured=_finite(drop), limit=recipe.max_metric_drop, message=text)
+
+
+def rebuilt(name: str, mode: str, recorded: float, found: float, recipe: Recipe) -> Verdict:
+    """The module rebuilt from the checkpoint is as good as the one that was trained: it is the same one."""
+    drop = recorded - found if mode == "max" else found - recorded
+    text = f"{name} of the rebuilt module is {found:.6g}, when its checkpoint was made it was {recorded:.6g}"
+    passed = math.isfinite(drop) and drop <= recipe.max_metric_drop
+    if not passed:
+        text += f"; it may lose {recipe.max_metric_drop:g}: class, arguments and data must be those of the run"
+    return Verdict(gate="rebuilt", passed=passed, measured=_finite(drop), limit=recipe.max_metric_drop, message=text)
+
+
+def latency(candidate: list[Latency], baseline: list[Latency], recipe: Recipe) -> Verdict:
+    """The geometric mean, over the batch sizes, of how many times as fast as float32 the candidate is."""
+    ratios = [slow.median_ms / fast.median_ms for fast, slow in zip(candidate, baseline, strict=True)]
+    speedup = math.prod(ratios) ** (1 / len(ratios))
+    each = ", ".join(f"{ratio:.2f}x at batch {item.batch}" for ratio, item in zip(ratios, candidate, strict=True))
+    text = f"{speedup:.2f} times as fast as float32 on this machine ({each}); {recipe.min_speedup:g} is needed"
+    return Verdict(
+        gate="latency", passed=speedup >= recipe.min_speedup, measured=speedup, limit=recipe.min_speedup, message=text
+    )
+
+
+def size(candidate: int, baseline: int) -> Verdict:
+    """The candidate is smaller than the float32 graph."""
+    ratio = candidate / baseline
+    text = f"{candidate:,} bytes, {ratio:.2f} of the float32 graph's {baseline:,}; less is needed"
+    return Verdict(gate="size", passed=ratio < 1, measured=ratio, limit=1.0, message=text)
+
+
+def preprocessing(seen: list[bool]) -> Verdict:
+    """The processing makes of raw validation rows exactly what the module was validated on."""
+    found, tried = sum(seen), len(seen)
+    text = f"{found} of {tried} raw rows, once processed, are rows that the module was validated on"
+    if found < tried:
+        text += f"; raw row {seen.index(False)} is the first that is not: let the DataModule make its rows with its "
+        text += "`processing`, and `raw_rows` return raw validation rows"
+    return Verdict(gate="preprocessing", passed=found == tried, measured=found / tried, limit=1.0, message=text)
+
+
+def _largest(runtime: Runtime, rows: Rows, signature: Signature, batch: int, count: int) -> Worst:
+    """Where the runtime differs most from the trained module over the first `count` rows, in batches of `batch`."""
+    unit, inputs = scales(rows, signature), rows.inputs
+    worst = Worst(-1.0, "", 0, batch)
+    for start in range(0, min(count, len(rows)), batch):
+        chunk: Arrays = {name: array[start : start + batch] for name, array in inputs.items()}
+        for spec, got, want in zip(signature.outputs, runtime.run(chunk), rows.outputs, strict=True):
+            for row, (one, other) in enumerate(zip(got, want[start : start + batch], strict=True), start):
+                difference = _difference(one, other) / unit[spec.name]
+                if difference > worst.difference:
+                    worst = Worst(difference, spec.name, row, batch)
+    return worst
+
+
+def _difference(one: np.ndarray, other: np.ndarray) -> float:
+    """The largest absolute difference; infinite for other shapes, and where only one of two values is finite."""
+    if one.shape != other.shape:
+        return math.inf
+    same = (one == other) | (np.isnan(one) & np.isnan(other)) if one.dtype.kind == "f" else one == other
+    if same.all():
+        return 0.0
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(one.astype(np.float64) - other.astype(np.float64))[~same]
+    return float(np.where(np.isfinite(difference), difference, np.inf).max())
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

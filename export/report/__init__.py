@@ -1,0 +1,76 @@
+"""The report: what was measured, as JSON for programs and as one HTML page for people."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+import pydantic_core
+
+from shipline.export.report.page import render
+
+if TYPE_CHECKING:
+    from shipline.artifact import ArtifactManifest
+    from shipline.export.proof import Candidate, Proof
+    from shipline.export.recipe import Recipe
+
+__all__ = ["describe", "to_html", "to_json"]
+
+
+def describe(manifest: ArtifactManifest, proof: Proof, recipe: Recipe) -> dict[str, Any]:
+    """Return the report as plain data."""
+    return {
+        "schema_version": 1,
+        "name": manifest.name,
+        "version": manifest.version,
+        "precision": manifest.precision,
+        "created_at": manifest.created_at.isoformat(),
+        "signature": manifest.signature.model_dump(mode="json"),
+        "recipe": dataclasses.asdict(recipe),
+        "metric": {"name": proof.metric, "mode": proof.mode},
+        "trained": {
+            "metrics": proof.metrics,
+            "bytes": proof.weights_bytes,
+            "rows": proof.rows.seen,
+            "proof_rows": len(proof.rows),
+        },
+        "candidates": [_described(candidate, proof.candidates[0]) for candidate in proof.candidates],
+        "lineage": manifest.lineage.model_dump(mode="json"),
+        "exported_with": {"python": platform.python_version(), "machine": platform.machine(), **_versions()},
+    }
+
+
+def to_json(content: dict[str, Any]) -> bytes:
+    """Return the report as JSON."""
+    return pydantic_core.to_json(content, indent=1, inf_nan_mode="null")
+
+
+def to_html(content: dict[str, Any]) -> bytes:
+    """Return the report as one HTML page that needs nothing else."""
+    return render(content)
+
+
+def _described(candidate: Candidate, baseline: Candidate) -> dict[str, Any]:
+    return {
+        "precision": candidate.precision,
+        "metrics": candidate.metrics,
+        "bytes": len(candidate.model),
+        "latency": [
+            {
+                "batch": taken.batch,
+                "median_ms": taken.median_ms,
+                "p10_ms": taken.p10_ms,
+                "p90_ms": taken.p90_ms,
+                "rounds_ms": list(taken.rounds_ms),
+                "speedup": plain.median_ms / taken.median_ms,
+            }
+            for taken, plain in zip(candidate.latencies, baseline.latencies, strict=True)
+        ],
+        "verdicts": [verdict.model_dump(mode="json") for verdict in candidate.verdicts],
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {name: metadata.version(name) for name in ("torch", "onnx", "onnxruntime", "onnxscript", "numpy")}

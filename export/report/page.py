@@ -1,0 +1,87 @@
+"""The report's HTML page: its tables from a template, its plots as SVG inside it."""
+
+from __future__ import annotations
+
+import io
+import re
+import threading
+import warnings
+from importlib import resources
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+INK, PLAIN, CHOSEN = "#1b2733", "#9fb3c8", "#0b7285"
+
+_DRAWING = threading.Lock()  # matplotlib's settings are those of the process
+
+
+def render(content: dict[str, Any]) -> bytes:
+    """Return the page for a report; every text in it is escaped."""
+    template = resources.files("shipline.export.report").joinpath("report.html").read_text(encoding="utf-8")
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    plots = [_svg(_latency_plot(content)), _svg(_trade_plot(content))]
+    page = environment.from_string(template).render(**content, plots=plots, chosen=content["candidates"][-1])
+    return page.encode()
+
+
+def _latency_plot(content: dict[str, Any]) -> Figure:
+    """How the rounds of each candidate were distributed, at each batch size."""
+    batches = [taken["batch"] for taken in content["candidates"][0]["latency"]]
+    figure = Figure(figsize=(7, 0.7 + 1.1 * len(batches)), layout="constrained")
+    for axes, i in zip(figure.subplots(len(batches), squeeze=False)[:, 0], range(len(batches)), strict=True):
+        rounds = [candidate["latency"][i]["rounds_ms"] for candidate in content["candidates"]]
+        boxes = axes.boxplot(rounds, orientation="horizontal", widths=0.6, patch_artist=True, showfliers=False)
+        for box, colour in zip(boxes["boxes"], _colours(content), strict=True):
+            box.set(facecolor=colour, edgecolor=INK)
+        for line in boxes["medians"]:
+            line.set(color=INK)
+        axes.set_yticks(range(1, len(rounds) + 1), [candidate["precision"] for candidate in content["candidates"]])
+        axes.set_xlabel(f"ms for a batch of {batches[i]}")
+        axes.set_xlim(left=0)
+        _clean(axes)
+    return figure
+
+
+def _trade_plot(content: dict[str, Any]) -> Figure:
+    """The metric against the size, for the trained module's metric and each candidate."""
+    name = content["metric"]["name"]
+    figure = Figure(figsize=(7, 2.6), layout="constrained")
+    axes = figure.subplots()
+    for candidate, colour in zip(content["candidates"], _colours(content), strict=True):
+        at = (candidate["bytes"] / 1e6, candidate["metrics"][name])
+        axes.scatter(*at, s=70, color=colour, edgecolor=INK, zorder=3)
+        axes.annotate(candidate["precision"], at, xytext=(8, 6), textcoords="offset points", color=INK)
+    axes.axhline(content["trained"]["metrics"][name], color=INK, linewidth=1, linestyle="--", label="trained module")
+    axes.set_xlabel("size, MB")
+    axes.set_ylabel(name, parse_math=False)
+    axes.margins(x=0.2, y=0.4)
+    axes.legend(frameon=False, loc="lower right")
+    _clean(axes)
+    return figure
+
+
+def _colours(content: dict[str, Any]) -> list[str]:
+    return [PLAIN] * (len(content["candidates"]) - 1) + [CHOSEN]
+
+
+def _clean(axes: Axes) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x", color="#e6ebf0")
+    axes.set_axisbelow(True)
+
+
+def _svg(figure: Figure) -> Markup:
+    file = io.StringIO()
+    # Without a date and with fixed ids, the same measurements give the same page. Text stays text, which the browser
+    # can show in any script; matplotlib only measures it, and would warn of letters that its own font lacks.
+    with _DRAWING, rc_context({"svg.hashsalt": "shipline", "svg.fonttype": "none"}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+    return Markup(re.sub(r"^.*?(?=<svg)", "", file.getvalue(), count=1, flags=re.DOTALL))  # noqa: S704 -- our own plot

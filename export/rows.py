@@ -1,0 +1,156 @@
+"""Real rows: what a module's own validation gives to its forward, and what forward makes of it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils import _pytree as pytree
+
+from shipline.errors import SignatureError
+from shipline.signature import OIP_DATATYPES
+
+Arrays = dict[str, np.ndarray]
+
+_KNOWN = {getattr(torch, name) for name in OIP_DATATYPES}
+
+
+class Rows:
+    """The first rows that went through forward: inputs by parameter name, outputs in order, each as one array."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._inputs: dict[str, list[np.ndarray]] = {}
+        self._outputs: list[list[np.ndarray]] = []
+        self._digests: set[bytes] = set()
+        self._names: list[str] = []
+        self.structure: pytree.TreeSpec | None = None
+        self.seen = 0
+
+    def __len__(self) -> int:
+        return min(self.seen, self._limit)
+
+    @property
+    def inputs(self) -> Arrays:
+        """Name of a forward parameter -> [rows, ...]."""
+        return {name: np.concatenate(parts)[: self._limit] for name, parts in self._inputs.items()}
+
+    @property
+    def outputs(self) -> list[np.ndarray]:
+        """One array [rows, ...] for each output."""
+        return [np.concatenate(parts)[: self._limit] for parts in self._outputs]
+
+    def has_seen(self, row: np.ndarray) -> bool:
+        """Whether forward was given exactly this row as its first input, among all rows and not only the first."""
+        return _digest(row) in self._digests
+
+    def add(self, inputs: dict[str, torch.Tensor], output: Any) -> None:
+        """Take a batch."""
+        leaves, structure = pytree.tree_flatten(output)
+        rows = _check_batch(inputs, leaves)
+        self._check_same(list(inputs), structure)
+        arrays = {name: tensor.numpy(force=True) for name, tensor in inputs.items()}
+        self._digests.update(_digest(row) for row in next(iter(arrays.values())))
+        if self.seen < self._limit:
+            self._take(arrays, [leaf.numpy(force=True) for leaf in leaves])
+        self.seen += rows
+
+    def _check_same(self, names: list[str], structure: pytree.TreeSpec) -> None:
+        """A graph takes and gives the same tensors in every call."""
+        if self.structure is None:
+            self._names, self.structure = names, structure
+        if names != self._names:
+            raise SignatureError(
+                f"validation_step calls forward with {', '.join(self._names)} and with {', '.join(names)}; a graph "
+                "takes the same inputs in every call."
+            )
+        if structure != self.structure:
+            raise SignatureError("forward gives outputs of one structure in one call and of another in the next.")
+
+    def _take(self, inputs: Arrays, outputs: list[np.ndarray]) -> None:
+        self._outputs = self._outputs or [[] for _ in outputs]
+        for name, array in inputs.items():
+            _append(self._inputs.setdefault(name, []), array, f"Input {name!r}")
+        for i, array in enumerate(outputs):
+            _append(self._outputs[i], array, f"Output {i}")
+
+
+@contextlib.contextmanager
+def recording(module: nn.Module, limit: int) -> Iterator[Rows]:
+    """Record the rows that go through the module's forward in the block."""
+    rows = Rows(limit)
+    forward = module.forward
+
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        # Copies: forward may write into its inputs, as layers with inplace=True do.
+        inputs = {name: tensor.clone() for name, tensor in bind(forward, args, kwargs).items()}
+        output = forward(*args, **kwargs)
+        rows.add(inputs, output)
+        return output
+
+    with replaced_forward(module, recorded):
+        yield rows
+
+
+@contextlib.contextmanager
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let the module's calls go to `forward` in the block."""
+    own = module.__dict__.get("forward")  # some modules carry a forward of their own besides their class's
+    module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.__dict__["forward"]
+        else:
+            module.__dict__["forward"] = own
+
+
+def bind(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the tensors that a call gives to forward, by parameter name.
+
+    Raises:
+        SignatureError: an argument is no tensor.
+    """
+    bound = inspect.signature(forward).bind(*args, **kwargs).arguments
+    for name, value in bound.items():
+        if not isinstance(value, torch.Tensor):
+            raise SignatureError(
+                f"forward was given {name}={type(value).__name__}; an exported graph takes tensors alone. "
+                "Pass tensors by name, and settings to the constructor."
+            )
+    return bound
+
+
+def _check_batch(inputs: dict[str, torch.Tensor], leaves: list[Any]) -> int:
+    tensors = {**inputs, **{f"output {i}": leaf for i, leaf in enumerate(leaves)}}
+    for name, value in tensors.items():
+        if not isinstance(value, torch.Tensor) or value.ndim == 0:
+            raise SignatureError(f"{name} of forward is no tensor with a batch dimension; an exported graph needs one.")
+        if value.dtype not in _KNOWN:
+            raise SignatureError(
+                f"{name} of forward is {value.dtype}, which a request cannot carry: convert it in forward."
+            )
+    rows: dict[str, int] = {name: value.shape[0] for name, value in tensors.items()}
+    if len(set(rows.values())) != 1:
+        raise SignatureError(f"The first dimension of all inputs and outputs must be the batch; found {rows}.")
+    return next(iter(rows.values()))
+
+
+def _append(parts: list[np.ndarray], array: np.ndarray, what: str) -> None:
+    if parts and parts[0].shape[1:] != array.shape[1:]:
+        raise SignatureError(
+            f"{what} has rows of shape {list(parts[0].shape[1:])} and of {list(array.shape[1:])}; only the batch may "
+            "vary. Pad rows to one shape in the DataModule."
+        )
+    parts.append(array.copy())
+
+
+def _digest(row: np.ndarray) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(row).tobytes(), digest_size=16).digest()

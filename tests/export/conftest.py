@@ -1,0 +1,73 @@
+"""What the tests of export share: two short trainings, and an artifact of each precision, made once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from tiny import Cells, CellTable, Digits, Tiny, fit
+
+import shipline as sl
+from shipline.artifact import Artifact, open_model
+from shipline.compose import evaluator
+from shipline.export import Source, exporter
+from shipline.export.proof import Proof, prove
+from shipline.train import Run
+from shipline.train.seed import isolate_rng
+
+# How fast a model this small is on a busy machine decides no test, nor how int8 rounds on a processor without VNNI.
+LAX: dict[str, Any] = {"min_speedup": 0.0, "max_metric_drop": 0.05}
+
+
+@contextlib.contextmanager
+def seeded() -> Iterator[None]:
+    """Generators and the seed that runs record, for the block alone."""
+    with isolate_rng(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shipline.train.seed._seed", None)
+        sl.seed_everything(0)
+        yield
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A network trained on scanned digits, to an accuracy of about 0.9."""
+    with seeded():
+        return fit(Tiny(), Digits(), tmp_path_factory.mktemp("digits"))
+
+
+@pytest.fixture(scope="session")
+def trained_cells(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A network trained on a table."""
+    with seeded():
+        return fit(Cells(), CellTable(), tmp_path_factory.mktemp("cells"))
+
+
+@pytest.fixture(scope="session")
+def artifacts(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Artifact]:
+    """Precision -> the trained network as an artifact."""
+    models = tmp_path_factory.mktemp("models")
+    return {
+        precision: sl.export(trained, {"precision": precision, **LAX}, to=f"{models}/{precision}")
+        for precision in ("float32", "int8")
+    }
+
+
+@pytest.fixture(scope="session")
+def source(trained: Run) -> Source:
+    """The trained network, as export takes it."""
+    return Source(trained.checkpoint, Tiny, evaluator(trained.data))
+
+
+@pytest.fixture(scope="session")
+def proof(source: Source) -> Proof:
+    """What was proved of it."""
+    return prove(source, sl.Recipe())
+
+
+@pytest.fixture
+def publish(source: Source, proof: Proof, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Artifact]:
+    """Export to a URL, as a version, what was proved already."""
+    monkeypatch.setattr(exporter, "prove", lambda *_: proof)
+    return lambda url, version=None: exporter.export(source, sl.Recipe(), open_model(url), version)

@@ -1,0 +1,82 @@
+"""A recipe's settings: checked when it is made, and named in what is said of them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+import shipline as sl
+from shipline.compose import parse_recipe
+from shipline.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"precision": "int4"}, "precision='int4'; choose one of float32, int8"),
+        ({"precision": None}, "precision=None; choose one of"),
+        ({"precision": ["int8"]}, "choose one of float32, int8"),
+        ({"mode": "lowest"}, "mode='lowest'; choose 'min' or 'max'"),
+        *(
+            ({name: value}, f"{name}={value!r}; set a whole number from 1 on")
+            for name in ("calibration_rows", "proof_rows", "golden_rows", "max_batch_size")
+            for value in (0, -1, 2.5, True, "32", None)
+        ),
+        *(
+            ({name: value}, f"{name}={value!r}; set a number from 0 on")
+            for name in ("max_metric_drop", "tolerance", "min_speedup")
+            for value in (-0.1, math.nan, math.inf, True, "0.1")
+        ),
+        ({"max_metric_drop": None}, "max_metric_drop=None; set a number from 0 on"),
+    ],
+)
+def test_settings_that_are_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        sl.Recipe(**settings)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"max_metric_drop": 0, "min_speedup": 0, "tolerance": 0}, {"tolerance": None}, {"mode": "min"}],
+)
+def test_settings_that_are_fine(settings: dict[str, Any]) -> None:
+    assert parse_recipe(settings) == sl.Recipe(**settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("max_metric_dorp", "no setting 'max_metric_dorp'. Did you mean 'max_metric_drop'? Known: precision, metric,"),
+        ("calibration", "Did you mean 'calibration_rows'?"),
+        ("zzz", "no setting 'zzz'. Known: precision"),
+    ],
+)
+def test_an_unknown_setting_is_told_the_nearest(name: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_recipe({name: 1})
+    assert said in str(caught.value)
+
+
+def test_a_recipe_may_be_a_recipe_a_mapping_or_a_precision() -> None:
+    recipe = sl.Recipe(precision="int8")
+    assert parse_recipe(recipe) is recipe
+    assert parse_recipe({"precision": "int8"}) == parse_recipe("int8") == recipe
+    with pytest.raises(ConfigError, match="choose one of float32, int8"):
+        parse_recipe("int16")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "precision", "allowed"),
+    [
+        (sl.Recipe(), "float32", 1e-4),
+        (sl.Recipe(precision="int8"), "int8", 5e-2),
+        (sl.Recipe(precision="int8", tolerance=0.3), "int8", 0.3),
+        (sl.Recipe(precision="int8", tolerance=0.3), "float32", 1e-4),  # what it is compared with
+        (sl.Recipe(tolerance=0.0), "float32", 0.0),
+    ],
+)
+def test_the_tolerance_is_that_of_the_precision(recipe: sl.Recipe, precision: str, allowed: float) -> None:
+    assert recipe.allowed_difference(precision) == allowed

@@ -1,0 +1,81 @@
+"""onnxruntime as export drives it, and how two graphs are timed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import record
+from torch import nn
+
+from shipline.artifact import ServingSettings
+from shipline.errors import GateError
+from shipline.export.convert import to_onnx
+from shipline.export.latency import measure
+from shipline.export.rows import replaced_forward
+from shipline.export.runtime import Runtime
+from shipline.export.signature import signature_of
+
+
+class Pair(nn.Module):
+    """Keyword arguments, and outputs in a structure of their own."""
+
+    def forward(self, *, a: torch.Tensor, b: torch.Tensor) -> Any:
+        return {"sum": a + b, "parts": [a * 1, (b * 1,)]}
+
+
+def test_a_module_answers_through_the_runtime_in_its_own_structure() -> None:
+    module, a = Pair(), torch.ones(3, 2)
+    rows = record(module, {"a": a, "b": 2 * a})
+    signature = signature_of(module, rows)
+    runtime = Runtime(to_onnx(module, rows, signature), ServingSettings())
+    assert rows.structure is not None
+    with replaced_forward(module, runtime.forward_for(module, signature, rows.structure)):
+        found = module(b=torch.full((2, 2), 5.0), a=torch.ones(2, 2))
+    assert list(found) == ["sum", "parts"]
+    assert torch.equal(found["sum"], torch.full((2, 2), 6.0))
+    first, (second,) = found["parts"]
+    assert torch.equal(first, torch.ones(2, 2))
+    assert torch.equal(second, torch.full((2, 2), 5.0))
+
+
+def test_what_is_no_graph_is_refused() -> None:
+    with pytest.raises(GateError, match="onnxruntime cannot load the graph, so nothing was published"):
+        Runtime(b"no graph", ServingSettings())
+
+
+def test_inputs_that_the_graph_does_not_take_are_named() -> None:
+    module = Pair()
+    rows = record(module, {"a": torch.ones(2, 3), "b": torch.ones(2, 3)})
+    runtime = Runtime(to_onnx(module, rows, signature_of(module, rows)), ServingSettings())
+    with pytest.raises(GateError, match=r"cannot run the graph on {'a': \[2, 4\], 'b': \[2, 4\]}"):
+        runtime.run({"a": np.ones((2, 4), np.float32), "b": np.ones((2, 4), np.float32)})
+
+
+class FakeRuntime:
+    """Remembers when it ran, and on how many rows."""
+
+    def __init__(self, name: str, ran: list[tuple[str, int]]) -> None:
+        self._name, self._ran = name, ran
+
+    def run(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        self._ran.append((self._name, len(inputs["x"])))
+        return []
+
+
+@pytest.mark.parametrize("batch", [1, 7])
+def test_graphs_are_timed_in_turn_on_the_same_batch(batch: int) -> None:
+    """A machine that gets slower is equally unfair to all; fewer rows than the batch are repeated."""
+    ran: list[tuple[str, int]] = []
+    runtimes: Any = {name: FakeRuntime(name, ran) for name in ("plain", "small")}
+    found = measure(runtimes, {"x": np.zeros((3, 2), np.float32)}, batch)
+    assert {size for _, size in ran} == {batch}
+    turns = [name for i, (name, _) in enumerate(ran) if i == 0 or ran[i - 1][0] != name]
+    assert turns == ["plain", "small"] * (len(turns) // 2)
+    assert len(turns) >= 10
+    for taken in found.values():
+        assert taken.batch == batch
+        assert min(taken.rounds_ms) <= taken.p10_ms <= taken.median_ms <= taken.p90_ms <= max(taken.rounds_ms)
+    assert list(found) == ["plain", "small"]

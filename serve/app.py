@@ -1,0 +1,205 @@
+"""The FastAPI application: health, metadata, metrics and docs; predictions go past its router."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+import shipline
+from shipline.errors import ShiplineError
+from shipline.serve.endpoints import (
+    Endpoint,
+    InferEndpoint,
+    PredictEndpoint,
+    Receive,
+    Scope,
+    Send,
+    error_answer,
+    request_id,
+)
+from shipline.serve.errors import RequestError
+from shipline.serve.metrics import CONTENT_TYPE, Metrics
+from shipline.serve.model import ServedModel
+from shipline.serve.openapi import describe
+from shipline.serve.repository import Repository
+
+logger = logging.getLogger(__name__)
+
+EXTENSIONS: list[str] = []
+
+
+class Application(FastAPI):
+    """A FastAPI application whose prediction endpoints are found by one look into a dict, before any middleware."""
+
+    def __init__(self, url: str, on_failure: Callable[[ShiplineError], None]) -> None:
+        super().__init__(
+            title="Shipline",
+            version=shipline.__version__,
+            lifespan=_lifespan,
+            redirect_slashes=False,
+            exception_handlers={
+                RequestError: _request_error,
+                HTTPException: _http_error,
+                RequestValidationError: _validation_error,
+                Exception: _unexpected,
+            },
+        )
+        self._endpoints: dict[str, Endpoint] = {}
+        self.metrics = Metrics()
+        self.repository = Repository(url, self.metrics, self._add)
+        self.on_failure = on_failure
+        self.stopping = False
+        _add_routes(self)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer predictions here, everything else with FastAPI."""
+        endpoint = self._endpoints.get(scope["path"]) if scope["type"] == "http" else None
+        if endpoint is not None:
+            await endpoint(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI document, with the prediction endpoints of the models that are loaded now."""
+        return describe(self, self.repository.models())
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model takes traffic, and the server is not stopping."""
+        return self.repository.complete and not self.stopping
+
+    def _add(self, model: ServedModel) -> None:
+        infer, predict = InferEndpoint(model), PredictEndpoint(model)
+        for version in ("", f"/versions/{model.version}"):
+            self._endpoints[f"/v2/models/{model.name}{version}/infer"] = infer
+            self._endpoints[f"/models/{model.name}{version}/predict"] = predict
+
+
+@asynccontextmanager
+async def _lifespan(app: Application) -> AsyncIterator[None]:
+    """Load in the background: the server is alive at once, and ready when every model has proved itself."""
+    loading = asyncio.create_task(_load(app))
+    yield
+    loading.cancel()
+    app.repository.close()
+
+
+async def _load(app: Application) -> None:
+    try:
+        artifacts = await asyncio.to_thread(app.repository.find)
+        for artifact in artifacts:
+            await asyncio.to_thread(artifact.prefetch)
+            model = await app.repository.load(artifact)
+            logger.info(
+                "%s version %s (%s) is ready: %s", model.name, model.version, model.manifest.precision, artifact
+            )
+        app.repository.complete = True
+    except ShiplineError as error:
+        app.on_failure(error)
+    except Exception as error:
+        logger.exception("Loading failed")
+        app.on_failure(ShiplineError(f"Loading failed: {type(error).__name__}: {error}"))
+
+
+def _add_routes(app: Application) -> None:
+    app.add_api_route("/v2", _server_metadata, summary="Server metadata")
+    app.add_api_route("/v2/", _server_metadata, include_in_schema=False)
+    app.add_api_route("/v2/health/live", _live, summary="Whether the server is alive")
+    app.add_api_route("/v2/health/ready", _ready, summary="Whether every model takes traffic")
+    app.add_api_route("/metrics", _metrics, summary="Metrics for Prometheus")
+    for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
+        app.add_api_route(path, _model_metadata, summary="Model metadata: signature, lineage, verdicts")
+        app.add_api_route(f"{path}/ready", _model_ready, summary="Whether the model takes traffic")
+        app.add_api_route(f"{path}/infer", _no_such_model, methods=["POST"], include_in_schema=False)
+    for path in ("/models/{name}/predict", "/models/{name}/versions/{version}/predict"):
+        app.add_api_route(path, _no_such_model, methods=["POST"], include_in_schema=False)
+
+
+async def _server_metadata() -> dict[str, Any]:
+    return {"name": "shipline", "version": shipline.__version__, "extensions": EXTENSIONS}
+
+
+async def _live() -> dict[str, Any]:
+    return {"live": True}
+
+
+async def _ready(request: Request) -> Response:
+    ready = request.app.ready
+    return JSONResponse({"ready": ready}, 200 if ready else 503)
+
+
+async def _metrics(request: Request) -> Response:
+    return Response(request.app.metrics.exposition(), media_type=CONTENT_TYPE)
+
+
+async def _model_metadata(request: Request, name: str, version: str | None = None) -> dict[str, Any]:
+    manifest = request.app.repository.get(name, version).manifest
+    return {
+        "name": manifest.name,
+        "versions": [manifest.version],
+        "platform": f"{manifest.backend}_onnx",
+        "inputs": [_tensor(spec) for spec in manifest.signature.inputs],
+        "outputs": [_tensor(spec) for spec in manifest.signature.outputs],
+        "parameters": {
+            "digest": manifest.digest,
+            "precision": manifest.precision,
+            "max_batch_size": manifest.serving.max_batch_size,
+            "tolerance": manifest.tolerance,
+            "metrics": manifest.metrics,
+            "verdicts": [verdict.model_dump() for verdict in manifest.verdicts],
+            "lineage": manifest.lineage.model_dump(exclude={"checkpoint"}),
+        },
+    }
+
+
+def _tensor(spec: Any) -> dict[str, Any]:
+    return {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)}
+
+
+async def _model_ready(request: Request, name: str, version: str | None = None) -> dict[str, Any]:
+    model = request.app.repository.get(name, version)
+    if request.app.stopping:
+        raise RequestError(503, "The server is stopping.")
+    return {"name": model.name, "ready": True}
+
+
+async def _no_such_model(request: Request, name: str, version: str | None = None) -> None:
+    """Reached only where the path of no loaded model matched."""
+    request.app.repository.get(name, version)
+    raise RequestError(404, "There is no such model or version here.")
+
+
+def _answer(request: Request, error: RequestError) -> Response:
+    body, headers = error_answer(error, request_id(dict(request.scope["headers"])))
+    response = Response(body, error.status, media_type="application/json")
+    response.raw_headers.extend(headers)
+    return response
+
+
+async def _request_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    return _answer(request, error)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _answer(request, RequestError(error.status_code, error.detail, dict(error.headers or {})))
+
+
+async def _validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    return _answer(request, RequestError(400, f"{'.'.join(map(str, first['loc']))}: {first['msg']}."))
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    logger.error("Unexpected error", exc_info=error)
+    return _answer(request, RequestError(500, "The server failed on this request."))

@@ -1,0 +1,28 @@
+"""What every backend is."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Self
+
+import numpy as np
+
+from shipline.artifact import ServingSettings
+
+Arrays = dict[str, np.ndarray]
+
+
+class Backend(ABC):
+    """Runs one graph. `run` may be called from any thread, one call at a time."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, model: bytes, settings: ServingSettings) -> Self:
+        """Return the backend for a graph, whose bytes were checked against their digest."""
+
+    @abstractmethod
+    def run(self, inputs: Arrays) -> Arrays:
+        """Return the outputs by name; inputs and outputs have a batch dimension."""
+
+    def close(self) -> None:  # noqa: B027 -- nothing to give back is the common case
+        """Give back what `load` took."""

@@ -1,0 +1,76 @@
+"""What the server counts, for Prometheus. Labels are names of loaded models and statuses: a bounded set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from shipline.serve.batcher import BatcherStats
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 2.5e-2, 5e-2, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_LABELS = ("model", "version")
+
+
+class Metrics:
+    """The metrics of one server."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "shipline_requests", "Requests answered", (*_LABELS, "endpoint", "status"), registry=self.registry
+        )
+        self.seconds = self._histogram(
+            "shipline_request_seconds", "From the whole body to the answer", (*_LABELS, "endpoint")
+        )
+        self.rows = self._histogram("shipline_batch_rows", "Rows of a batch", buckets=_ROWS)
+        self.queue = self._histogram("shipline_queue_seconds", "Wait of a batch's oldest row")
+        self.compute = self._histogram("shipline_compute_seconds", "The backend's time for a batch")
+        self.ready = Gauge("shipline_model_ready", "1 where the model takes traffic", _LABELS, registry=self.registry)
+
+    def _histogram(
+        self, name: str, text: str, labels: Sequence[str] = _LABELS, buckets: Sequence[float] = _SECONDS
+    ) -> Histogram:
+        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+
+    def for_model(self, model: str, version: str) -> ModelMetrics:
+        """Return the metrics of one version of a model."""
+        return ModelMetrics(self, model, version)
+
+    def exposition(self) -> bytes:
+        """Return everything in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+class ModelMetrics(BatcherStats):
+    """The metrics of one version, with their labels bound: looking them up costs more than counting."""
+
+    def __init__(self, metrics: Metrics, model: str, version: str) -> None:
+        self._labels = (model, version)
+        self._metrics = metrics
+        self._rows = metrics.rows.labels(*self._labels)
+        self._queue = metrics.queue.labels(*self._labels)
+        self._compute = metrics.compute.labels(*self._labels)
+        self._bound: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
+
+    def ready(self, *, value: bool) -> None:
+        """Say whether the version takes traffic."""
+        self._metrics.ready.labels(*self._labels).set(value)
+
+    def answered(self, endpoint: str, status: int, seconds: float) -> None:
+        """Count a request."""
+        key = (endpoint, status)
+        if key not in self._bound:
+            counter = self._metrics.requests.labels(*self._labels, endpoint, str(status))
+            self._bound[key] = (counter, self._metrics.seconds.labels(*self._labels, endpoint))
+        counter, histogram = self._bound[key]
+        counter.inc()
+        histogram.observe(seconds)
+
+    def batch(self, rows: int, waited_s: float, took_s: float) -> None:
+        """Count a batch."""
+        self._rows.observe(rows)
+        self._queue.observe(waited_s)
+        self._compute.observe(took_s)

@@ -1,0 +1,127 @@
+"""A version of a model, ready to answer: processing, batcher and backend put together."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import numpy as np
+
+from shipline import plugins
+from shipline.artifact import PROCESSING, Artifact, ArtifactManifest
+from shipline.errors import ProcessingError, SignatureError
+from shipline.processing import Processing
+from shipline.serve.backends.base import Arrays, Backend
+from shipline.serve.batcher import Batcher
+from shipline.serve.errors import bad
+from shipline.serve.golden import Example, GoldenRows, replay
+from shipline.serve.metrics import Metrics
+
+QUEUED_BATCHES = 64
+# Handing a batch to a thread costs about this much, and makes others wait about as long.
+INLINE_S = 5e-4
+
+
+class ServedModel:
+    """One version that takes traffic. Knows models and tensors; knows nothing of HTTP."""
+
+    def __init__(
+        self,
+        manifest: ArtifactManifest,
+        backend: Backend,
+        processing: Processing | None,
+        example: Example,
+        metrics: Metrics,
+    ) -> None:
+        self.manifest = manifest
+        self.processing = processing
+        self.example = example
+        self.metrics = metrics.for_model(manifest.name, manifest.version)
+        self._backend = backend
+        self._batcher = Batcher(
+            backend.run,
+            max_batch=manifest.serving.max_batch_size,
+            max_queued=manifest.serving.max_batch_size * QUEUED_BATCHES,
+            inline=_batch_seconds(backend, example.inputs, manifest.serving.max_batch_size) < INLINE_S,
+            stats=self.metrics,
+        )
+
+    @classmethod
+    async def load(cls, artifact: Artifact, metrics: Metrics) -> ServedModel:
+        """Return the model behind an artifact, after it has answered its own golden rows as the trained module did.
+
+        Raises:
+            IntegrityError: a file is damaged.
+            ServingError: an answer to a golden row is wrong on this machine.
+        """
+        rows = GoldenRows(artifact)
+        model = await asyncio.to_thread(cls._open, artifact, rows.example(), metrics)
+        try:
+            await replay(model, rows)
+        except BaseException:
+            model.close()
+            raise
+        return model
+
+    @classmethod
+    def _open(cls, artifact: Artifact, example: Example, metrics: Metrics) -> ServedModel:
+        manifest = artifact.manifest
+        backend_class: type[Backend] = plugins.load("backend", manifest.backend)
+        backend = backend_class.load(artifact.read(manifest.model_file), manifest.serving)
+        processing = Processing.from_json(artifact.read(PROCESSING)) if PROCESSING in artifact else None
+        return cls(manifest, backend, processing, example, metrics)
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.manifest.name
+
+    @property
+    def version(self) -> str:
+        """The version's number."""
+        return self.manifest.version
+
+    async def infer(self, inputs: Arrays, rows: int) -> Arrays:
+        """Return the outputs for tensors that match the signature.
+
+        Raises:
+            RequestError: too few or too many rows, or too many requests.
+        """
+        if not 1 <= rows <= self.manifest.serving.max_batch_size:
+            raise bad(f"A request has 1 to {self.manifest.serving.max_batch_size} rows for this model; got {rows}.")
+        return await self._batcher.submit(inputs, rows)
+
+    def prepare(self, raw: Any) -> Arrays:
+        """Return the tensors for one raw input; RequestError where it is at fault."""
+        if self.processing is None:
+            raise bad("This model has no processing of raw inputs: send tensors to its infer endpoint.")
+        spec = self.manifest.signature.inputs[0]
+        try:
+            row = self.processing.prepare(raw)[None]
+            spec.check(row)
+        except (ProcessingError, SignatureError) as error:
+            raise bad(str(error)) from error
+        return {spec.name: row}
+
+    def answer(self, outputs: Arrays) -> Any:
+        """Return what people see for the outputs of one row."""
+        assert self.processing is not None
+        return self.processing.answer(outputs[self.manifest.signature.outputs[0].name][0])
+
+    def close(self) -> None:
+        """Give back threads and memory."""
+        self.metrics.ready(value=False)
+        self._batcher.close()
+        self._backend.close()
+
+
+def _batch_seconds(backend: Backend, row: Arrays, rows: int) -> float:
+    """Warm up, and return how long the largest batch takes; of a real row, since dynamic dimensions count."""
+    inputs = {name: np.repeat(array, rows, axis=0) for name, array in row.items()}
+    taken = []
+    for _ in range(5):
+        began = time.perf_counter()
+        backend.run(inputs)
+        taken.append(time.perf_counter() - began)
+    return min(taken)

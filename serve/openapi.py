@@ -1,0 +1,91 @@
+"""The OpenAPI document: FastAPI's routes, and the prediction endpoints of each loaded model with examples that work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from fastapi.openapi.utils import get_openapi
+
+from shipline.serve.backends.base import Arrays
+from shipline.serve.protocol import predict_response
+from shipline.signature import TensorSpec
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from shipline.serve.model import ServedModel
+
+_ERROR = {"type": "object", "properties": {"error": {"type": "string"}, "id": {"type": "string"}}}
+_STATUSES = {
+    "400": "The input is malformed, or does not match the model's signature",
+    "413": "The body is too large",
+    "415": "The body's media type or encoding is not taken",
+    "500": "The model failed on this input",
+    "503": "Not ready, or too many requests are waiting",
+}
+
+
+def describe(app: FastAPI, models: Sequence[ServedModel]) -> dict[str, Any]:
+    """Return the document."""
+    document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+    for operation in (operation for path in document["paths"].values() for operation in path.values()):
+        operation["responses"].pop("422", None)  # FastAPI's own, which is never sent: what is malformed gets 400
+    for model in models:
+        document["paths"][f"/v2/models/{model.name}/infer"] = {"post": _infer(model)}
+        if model.processing is not None:
+            document["paths"][f"/models/{model.name}/predict"] = {"post": _predict(model)}
+    return document
+
+
+def _infer(model: ServedModel) -> dict[str, Any]:
+    signature, example = model.manifest.signature, model.example
+    request = {"inputs": _tensors(signature.inputs, example.inputs)}
+    response = {
+        "model_name": model.name,
+        "model_version": model.version,
+        "outputs": _tensors(signature.outputs, example.outputs),
+    }
+    return _operation(
+        f"Infer with {model.name}: tensors in, tensors out",
+        {"application/json": {"schema": {"type": "object"}, "example": request}},
+        response,
+    )
+
+
+def _predict(model: ServedModel) -> dict[str, Any]:
+    assert model.processing is not None
+    if model.processing.takes_bytes:
+        content: dict[str, Any] = {"image/*": {"schema": {"type": "string", "format": "binary"}}}
+    else:
+        content = {"application/json": {"schema": {}, "example": model.example.raw}}
+    answer = predict_response(model.name, model.version, model.example.answer)
+    return _operation(f"Predict with {model.name}: the raw thing in, the answer out", content, answer)
+
+
+def _operation(summary: str, content: dict[str, Any], answer: Any) -> dict[str, Any]:
+    errors = {
+        status: {"description": text, "content": {"application/json": {"schema": _ERROR}}}
+        for status, text in _STATUSES.items()
+    }
+    good = {
+        "description": "The answer",
+        "content": {"application/json": {"schema": {"type": "object"}, "example": answer}},
+    }
+    return {
+        "summary": summary,
+        "requestBody": {"required": True, "content": content},
+        "responses": {"200": good, **errors},
+    }
+
+
+def _tensors(specs: Sequence[TensorSpec], arrays: Arrays) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": spec.name,
+            "shape": list(arrays[spec.name].shape),
+            "datatype": spec.datatype,
+            "data": arrays[spec.name].ravel().tolist(),
+        }
+        for spec in specs
+    ]

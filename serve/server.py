@@ -1,0 +1,184 @@
+"""The process: a socket, uvicorn, signals; and the same in a thread for scripts and tests."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+from typing import Self
+
+import uvicorn
+
+from shipline.errors import ConfigError, ServingError, ShiplineError
+from shipline.serve.app import Application
+from shipline.store import redact
+
+logger = logging.getLogger("shipline.serve")
+
+GRACE_S = 30
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, which says that it is not ready before it stops."""
+
+    def __init__(self, config: uvicorn.Config, app: Application) -> None:
+        super().__init__(config)
+        self._app = app
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take no new traffic, finish what was accepted."""
+        self._app.stopping = True
+        super().handle_exit(sig, frame)
+
+
+class Serving:
+    """A server for the models below a URL, on a socket that is bound already: the port is ours or the start fails.
+
+    Raises:
+        ServingError: the port is taken.
+        ConfigError: there is no such port or host.
+    """
+
+    def __init__(self, url: str, *, host: str = "127.0.0.1", port: int = 8000, grace_s: int = GRACE_S) -> None:
+        self._url = url
+        self._socket = _bind(host, port)
+        self._bound: tuple[str, int] = self._socket.getsockname()[:2]
+        self._app = Application(url, self._fail)
+        config = uvicorn.Config(
+            self._app,
+            http="httptools",
+            lifespan="on",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=grace_s,
+        )
+        self._server = _Server(config, self._app)
+        self._error: ShiplineError | None = None
+
+    @property
+    def address(self) -> str:
+        """The server's own URL."""
+        host, port = self._bound
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model takes traffic."""
+        return self._app.ready
+
+    @property
+    def error(self) -> ShiplineError | None:
+        """What loading failed with, or None."""
+        return self._error
+
+    def run(self) -> None:
+        """Serve until a signal, or until `stop`.
+
+        Raises:
+            ShiplineError: a model could not be loaded.
+        """
+        logger.info("Serving %s on %s (docs: %s/docs)", redact(self._url), self.address, self.address)
+        try:
+            with self._obeying_signals():
+                self._server.run(sockets=[self._socket])
+        finally:
+            self._socket.close()
+        if self._error is not None:
+            raise self._error
+
+    def stop(self) -> None:
+        """Take no new traffic, finish what was accepted, end `run`."""
+        self._app.stopping = True
+        self._server.should_exit = True
+
+    @contextlib.contextmanager
+    def _obeying_signals(self) -> Iterator[None]:
+        """Stop on a signal before uvicorn listens to them, too; and take it for obeyed when uvicorn raises it again."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {name: signal.signal(name, lambda *_: self.stop()) for name in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for name, handler in before.items():
+                signal.signal(name, handler)
+
+    def _fail(self, error: ShiplineError) -> None:
+        self._error = error
+        self.stop()
+
+
+class BackgroundServer:
+    """A server in a thread of this process, ready when the block begins and stopped when it ends."""
+
+    def __init__(self, url: str, *, host: str = "127.0.0.1", port: int = 0) -> None:
+        self._serving = Serving(url, host=host, port=port)
+        self._thread = threading.Thread(target=self._run, name="shipline-serve")
+
+    @property
+    def url(self) -> str:
+        """The server's own URL."""
+        return self._serving.address
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        while not self._serving.ready:
+            self._thread.join(0.01)
+            if not self._thread.is_alive():
+                raise self._serving.error or ServingError("The server ended before it was ready.")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._serving.stop()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._serving.run()
+        except ShiplineError as error:
+            logger.debug("The server ended: %s", error)  # whoever entered the block raises it
+
+
+def serve(url: str, *, host: str = "127.0.0.1", port: int = 8000) -> None:
+    """Serve every model below `url`, or one model, or one version, until a signal.
+
+    Args:
+        url: of a repository, a model or a version; local or anything that fsspec understands.
+        host: address to listen on; 0.0.0.0 is every network of this machine.
+        port: to listen on; 0 is any free one.
+
+    Raises:
+        ServingError: the port is taken, or a model answers its own golden rows wrongly on this machine.
+        NotFoundError: there is no artifact.
+        IntegrityError: a file is damaged.
+    """
+    Serving(url, host=host, port=port).run()
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"port is {port}; choose one from 0 to 65535.")
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        bound = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise ConfigError(f"host is {host!r}, which this machine does not know: {error.strerror}.") from error
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind((host, port))
+        bound.listen(2048)
+    except OSError as error:
+        bound.close()
+        raise ServingError(
+            f"Cannot listen on {host}:{port}: {error.strerror}. Stop what uses the port, or choose another."
+        ) from error
+    return bound

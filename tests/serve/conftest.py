@@ -1,0 +1,19 @@
+"""A server with every kind of model, for the tests of one file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from serving import publish_all
+
+from shipline.serve.server import BackgroundServer
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a server."""
+    repository = tmp_path_factory.mktemp("repository")
+    publish_all(repository)
+    with BackgroundServer(str(repository)) as server:
+        yield server.url

@@ -1,0 +1,107 @@
+"""The backends, and the double that stands in for one: they do the same."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import artifacts
+import numpy as np
+import onnxruntime
+import pytest
+from backend_conformance import BackendConformance, Case, check_equal
+from doubles import POISON, IdentityBackend
+from helpers import ROOT
+
+from shipline import plugins
+from shipline.artifact import ServingSettings
+from shipline.errors import UnknownNameError
+from shipline.serve.backends.onnx import OnnxBackend
+
+
+class TestIdentity(BackendConformance):
+    """The double: what holds for it and not for a backend would make the tests that use it lie."""
+
+    backend_class = IdentityBackend
+
+    @pytest.fixture
+    def case(self) -> Case:
+        return Case(
+            b"x=y,u=v",
+            lambda rows: {"x": np.arange(rows * 2.0).reshape(rows, 2), "u": np.arange(rows)},
+            lambda inputs: {"y": inputs["x"], "v": inputs["u"]},
+            {"x": np.array([[POISON]])},
+        )
+
+
+class TestOnnx(BackendConformance):
+    """onnxruntime: floats, whole numbers and truths, several tensors, and a graph that raises for some rows."""
+
+    backend_class = OnnxBackend
+
+    @pytest.fixture(params=["linear", "masked", "lookup"])
+    def case(self, request: pytest.FixtureRequest) -> Case:
+        graph: artifacts.Graph = getattr(artifacts, request.param)()
+        return Case(graph.model, INPUTS[request.param], graph.function, POISON_INPUTS[request.param])
+
+
+RANDOM = np.random.default_rng(0)
+INPUTS = {
+    "linear": lambda rows: {"x": RANDOM.standard_normal((rows, 4)).astype(np.float32)},
+    "masked": lambda rows: {
+        "ids": RANDOM.integers(-(1 << 40), 1 << 40, (rows, 3)),
+        "keep": RANDOM.integers(0, 2, (rows, 3)) == 1,
+    },
+    "lookup": lambda rows: {"index": RANDOM.integers(0, 5, rows)},
+}
+POISON_INPUTS = {
+    "linear": {"x": np.zeros((1, 5), np.float32)},
+    "masked": {"ids": np.zeros((1, 3), np.int64)},
+    "lookup": {"index": np.array([0, 99])},
+}
+
+
+def test_the_built_in_backend_is_found_by_its_name() -> None:
+    assert plugins.load("backend", "onnxruntime") is OnnxBackend
+    with pytest.raises(UnknownNameError, match=r"Unknown backend 'onnxruntim'\. Did you mean 'onnxruntime'\?"):
+        plugins.load("backend", "onnxruntim")
+
+
+def test_a_row_of_a_dynamic_size_is_taken_as_it_is() -> None:
+    graph = artifacts.total()
+    backend = OnnxBackend.load(graph.model, ServingSettings())
+    for width in (1, 7, 300):
+        inputs = {"x": np.ones((2, width), np.float32)}
+        check_equal(backend.run(inputs), graph.function(inputs))
+
+
+def test_threads_are_those_of_the_artifact_but_not_more_than_the_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    session = onnxruntime.InferenceSession
+
+    def spy(model: bytes, options: onnxruntime.SessionOptions, **rest: object) -> onnxruntime.InferenceSession:
+        seen.append(options.intra_op_num_threads)
+        return session(model, options, **rest)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    for threads in (1, 2, 64):
+        OnnxBackend.load(artifacts.linear().model, ServingSettings(threads=threads))
+    assert seen == [1, 2, 2]
+
+
+def test_onnxruntime_gets_no_chance_to_report_home(tmp_path: Path) -> None:
+    """It decides when it is imported; importing the backend must have said no before."""
+    environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    code = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "tests/support")!r})
+import artifacts
+from shipline.serve.backends.onnx import OnnxBackend
+from shipline.artifact import ServingSettings
+OnnxBackend.load(artifacts.linear().model, ServingSettings())
+"""
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
+    assert list(tmp_path.rglob("*")) == []

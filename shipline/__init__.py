@@ -11,7 +11,6 @@ Importing this package imports neither torch nor ray; each name below is importe
 
 from __future__ import annotations
 
-import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -55,13 +54,12 @@ __all__ = ["__version__", *sorted([*_SURFACE, "export", "serve"])]  # noqa: PLE0
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PACKAGES:
-        return importlib.import_module(f"shipline.{name}")
-    if name not in _SURFACE:
+    target = f"shipline.{name}" if name in _PACKAGES else _SURFACE.get(name)
+    if target is None:
         raise AttributeError(f"module 'shipline' has no attribute {name!r}")
     from shipline.plugins import load_target
 
-    return load_target(_SURFACE[name])
+    return load_target(target)
 
 
 def __dir__() -> list[str]:

@@ -1,0 +1,113 @@
+"""`shipline export`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import ArgumentParser, Namespace
+from rich.table import Table
+
+from shipline.artifact import Artifact
+from shipline.checkpoint import Checkpoint, open_checkpoint
+from shipline.commands.console import console, split_positional
+from shipline.commands.train import train_parser
+from shipline.config import build, new_parser, parse
+from shipline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from shipline.train import DataModule
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Export a checkpoint and show the verdicts."""
+    from shipline.compose import export
+
+    url, rest = split_positional(arguments)
+    settings = parse(export_parser(), rest)
+    if url is None:
+        raise ConfigError(
+            "Which checkpoint? Give its URL first, such as: shipline export runs/digits/best --to models/digits"
+        )
+    checkpoint = open_checkpoint(url)
+    module, data = named_by(settings.run_config or trusted_config(checkpoint))
+    artifact = export(
+        checkpoint, settings.recipe.as_dict(), to=settings.to, module=module, data=data, version=settings.version
+    )
+    show_verdicts(artifact)
+
+
+def export_parser() -> ArgumentParser:
+    """Return the parser of what an export needs besides the checkpoint."""
+    parser = new_parser(
+        "export", "Publish a checkpoint, given first, as an artifact, if it is proved equal to what was trained."
+    )
+    parser.add_argument(
+        "--run_config",
+        type=str | None,
+        default=None,
+        help="YAML file of the training, which names module and data; default: the one in the run's directory, where "
+        "that is on this machine.",
+    )
+    add_export_options(parser)
+    return parser
+
+
+def add_export_options(parser: ArgumentParser) -> None:
+    """Add where to publish, and how."""
+    from shipline.export import Recipe
+
+    parser.add_argument("--to", type=str, required=True, help="URL of the model, such as s3://bucket/models/digits.")
+    parser.add_argument("--version", type=str | None, default=None, help="A number; default: one more than the newest.")
+    parser.add_class_arguments(Recipe, "recipe")
+
+
+def trusted_config(checkpoint: Checkpoint) -> str:
+    """Return the configuration that names the checkpoint's class: on this machine's disk, written by the user's run.
+
+    Raises:
+        ConfigError: it is remote, or there is none. Text that comes from elsewhere does not choose which code runs.
+    """
+    config = Path(checkpoint.store.url).parent.parent / "config.yaml"
+    if "://" not in checkpoint.store.url and config.is_file():
+        return str(config)
+    why = (
+        "its run's configuration is not on this machine"
+        if "://" in checkpoint.store.url
+        else "its run has no config.yaml"
+    )
+    raise ConfigError(
+        f"Which class is {checkpoint} of? It says {checkpoint.manifest.module!r}, but {why}, and text in a checkpoint "
+        "is not trusted to choose code. Give the training's file: --run_config train.yaml"
+    )
+
+
+def named_by(config: str) -> tuple[Callable[..., Any], DataModule]:
+    """Return the module's class and the data that a training configuration names."""
+    parser = train_parser("export", "")
+    settings: Namespace = parse(parser, [], config)
+    module_class = _imported(settings.module.class_path)
+    data = build(parser, settings).data
+    return module_class, data
+
+
+def _imported(class_path: str) -> Callable[..., Any]:
+    import importlib
+
+    module, _, name = class_path.rpartition(".")
+    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    return found
+
+
+def show_verdicts(artifact: Artifact) -> None:
+    """Print the verdicts of an artifact."""
+    manifest = artifact.manifest
+    table = Table(title=f"{manifest.name} version {manifest.version} ({manifest.precision})", title_justify="left")
+    for column in ("gate", "", "what was found"):
+        table.add_column(column)
+    for verdict in manifest.verdicts:
+        table.add_row(verdict.gate, "passed" if verdict.passed else "failed", verdict.message)
+    console.print(table)
+    console.print(f"Published: {artifact}", highlight=False, soft_wrap=True)
+    console.print(f"Report:    {artifact}/{manifest.files['report.html'].key}", highlight=False, soft_wrap=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from tiny import Cells, CellTable, Digits, Tiny, fit
+from small_modules import Cells, CellTable, Digits, Tiny, fit
 
 import shipline as sl
 from shipline.artifact import Artifact, open_model

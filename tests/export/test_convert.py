@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 from helpers import ROOT
-from tiny import record
+from small_modules import record
 from torch import nn
 from torch.utils import _pytree as pytree
 

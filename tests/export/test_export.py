@@ -18,7 +18,7 @@ import pytest
 import safetensors.numpy
 import torch
 from helpers import ROOT
-from tiny import Cells, CellTable, Digits, Tiny, fit
+from small_modules import Cells, CellTable, Digits, Tiny, fit
 
 import shipline as sl
 from shipline.artifact import GOLDEN_TENSORS, PROCESSING, Artifact, Model, find_artifacts, open_model
@@ -342,7 +342,7 @@ def test_a_store_that_fails_at_any_file_shows_nothing_and_keeps_nothing(
 
 def test_a_checkpoint_needs_a_class_and_data(trained: Run, tmp_path: Path) -> None:
     to = str(tmp_path / "m")
-    with pytest.raises(ConfigError, match=r"It says 'tiny\.Tiny', but text in a checkpoint is not trusted"):
+    with pytest.raises(ConfigError, match=r"It says 'small_modules\.Tiny', but text in a checkpoint is not trusted"):
         sl.export(trained.checkpoint, to=to, data=Digits())
     with pytest.raises(ConfigError, match="An export is proved on real rows: give data="):
         sl.export(trained.checkpoint.url, to=to, module=Tiny)
@@ -405,8 +405,8 @@ def test_the_command_line_exports_and_onnxruntime_reports_nothing_home(trained: 
     home, config = tmp_path / "home", tmp_path / "train.yaml"
     home.mkdir()
     config.write_text(
-        f"import_path: ['{ROOT / 'tests/support'}']\nmodule: {{class_path: tiny.Tiny}}\n"
-        "data: {class_path: tiny.Digits}\ntrainer: {enable_progress_bar: false}\n"
+        f"import_path: ['{ROOT / 'tests/support'}']\nmodule: {{class_path: small_modules.Tiny}}\n"
+        "data: {class_path: small_modules.Digits}\ntrainer: {enable_progress_bar: false}\n"
     )
     environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY" and not k.startswith("XDG_")}
     done = subprocess.run(

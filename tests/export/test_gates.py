@@ -12,7 +12,7 @@ import onnx
 import onnx.numpy_helper
 import pytest
 import torch
-from tiny import Cells, CellTable, Digits, Tiny, fit
+from small_modules import Cells, CellTable, Digits, Tiny, fit
 from torch.nn import functional as F
 from torch.utils.data import TensorDataset
 
@@ -174,7 +174,7 @@ def command_line(trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """The arguments that export the trained network."""
     monkeypatch.setattr(sys, "path", list(sys.path))  # a configuration's directory is added to it
     config = tmp_path / "train.yaml"
-    config.write_text("module: {class_path: tiny.Tiny}\ndata: {class_path: tiny.Digits}\n")
+    config.write_text("module: {class_path: small_modules.Tiny}\ndata: {class_path: small_modules.Digits}\n")
     return ["export", trained.checkpoint.url, "--run_config", str(config), "--to", str(tmp_path / "models" / "m")]
 
 

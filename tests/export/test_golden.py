@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
-from tiny import CellTable, record
+from small_modules import CellTable, record
 from torch import nn
 
 import shipline as sl

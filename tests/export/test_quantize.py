@@ -9,7 +9,7 @@ import onnx
 import onnx.numpy_helper
 import pytest
 import torch
-from tiny import record
+from small_modules import record
 from torch import nn
 
 from shipline.artifact import ServingSettings

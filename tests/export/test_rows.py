@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny import record
+from small_modules import record
 from torch import nn
 
 from shipline.errors import SignatureError

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from tiny import Cells, Digits, Tiny, fit
+from small_modules import Cells, Digits, Tiny, fit
 from torch import nn
 
 import shipline as sl

@@ -17,7 +17,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
 
 import torch
-from tiny import Digits, Tiny
+from small_modules import Digits, Tiny
 
 import shipline as sl
 from shipline.artifact import Model, open_model

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from tiny import Digits, Tiny, fit
+from small_modules import Digits, Tiny, fit
 
 from shipline.artifact import find_artifacts, open_model
 from shipline.errors import NotFoundError

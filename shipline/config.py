@@ -9,6 +9,7 @@ import importlib
 import inspect
 import re
 import sys
+import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def parse(parser: ArgumentParser, arguments: Sequence[str], config: str | None =
     try:
         settings = parser.parse_args(list(arguments))
     except ArgumentError as error:
-        raise ConfigError(redact(where + _explained(str(error), parser))) from error
+        raise ConfigError(redact(where + _explained(error, parser))) from error
     except (UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"{where}this is no readable YAML: {error}.") from error
     _check_sections(parser, settings, where)
@@ -116,9 +117,26 @@ def plain(settings: Namespace) -> dict[str, Any]:
     return content
 
 
-def _explained(message: str, parser: ArgumentParser) -> str:
+def _explained(error: ArgumentError, parser: ArgumentParser) -> str:
+    message = str(error)
     keys = dict.fromkeys(_KEY.findall(message))
-    return (f"{'.'.join(keys)}: " if keys else "") + _what(message, parser)
+    return (f"{'.'.join(keys)}: " if keys else "") + (_failed_import(error) or _what(message, parser))
+
+
+def _failed_import(error: BaseException) -> str | None:
+    """What a module of the user's raised while it was imported, and on which of its lines."""
+    while (cause := error.__cause__) is not None:
+        error = cause
+    lines = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name == "<module>"]
+    if isinstance(error, SyntaxError):
+        place = f"{error.filename}:{error.lineno}"
+        what = error.msg
+    elif lines:
+        place = f"{lines[0].filename}:{lines[0].lineno}"
+        what = str(error)
+    else:
+        return None
+    return f"the import failed at {place}: {type(error).__name__}: {what}"
 
 
 def _what(message: str, parser: ArgumentParser) -> str:

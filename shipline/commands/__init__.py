@@ -53,5 +53,7 @@ def _help() -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    print(redact(message), file=sys.stderr)  # noqa: T201
+    from shipline.commands.console import printable
+
+    print(printable(redact(message)), file=sys.stderr)  # noqa: T201
     return code

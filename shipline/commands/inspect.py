@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.table import Table
 
 from shipline.artifact import Artifact, Model, find_artifacts, open_model
-from shipline.commands.console import console, split_positional
+from shipline.commands.console import console, printable, split_positional
 from shipline.config import new_parser, parse
 from shipline.errors import ConfigError
 
@@ -32,15 +32,13 @@ def _show_versions(model: Model) -> None:
         table.add_column(column)
     for version in model.versions():
         manifest = model.open(version).manifest
+        named = [f"{name} {c.get('weight', 100)} %" for name, c in channels.items() if c.get("version") == version]
+        metrics = [f"{name} {value:.4g}" for name, value in manifest.metrics.items()]
         table.add_row(
             version,
-            ", ".join(
-                f"{name} {target.get('weight', 100)} %"
-                for name, target in channels.items()
-                if target.get("version") == version
-            ),
-            manifest.precision,
-            ", ".join(f"{name} {value:.4g}" for name, value in manifest.metrics.items()),
+            printable(", ".join(named)),
+            printable(manifest.precision),
+            printable(", ".join(metrics)),
             f"{manifest.created_at:%Y-%m-%d %H:%M}",
             f"{sum(entry.size for entry in manifest.files.values()):,} bytes",
         )
@@ -52,12 +50,18 @@ def _show(artifact: Artifact) -> None:
     table = Table(title=f"{manifest.name} version {manifest.version}", title_justify="left", show_header=False)
     table.add_column("what", style="bold")
     table.add_column("value", overflow="fold")
-    table.add_row("signature", str(manifest.signature))
-    table.add_row("digest", manifest.digest)
+    for what, value in _facts(artifact):
+        table.add_row(printable(what), printable(value))
+    console.print(table)
+
+
+def _facts(artifact: Artifact) -> Iterator[tuple[str, str]]:
+    manifest = artifact.manifest
+    yield "signature", str(manifest.signature)
+    yield "digest", manifest.digest
     for verdict in manifest.verdicts:
-        table.add_row(verdict.gate, f"{'passed' if verdict.passed else 'failed'}: {verdict.message}")
+        yield verdict.gate, f"{'passed' if verdict.passed else 'failed'}: {verdict.message}"
     for name, value in manifest.lineage.model_dump(mode="json").items():
         if value not in (None, {}):
-            table.add_row(name, str(value))
-    table.add_row("files", ", ".join(f"{name} ({entry.size:,})" for name, entry in manifest.files.items()))
-    console.print(table)
+            yield name, str(value)
+    yield "files", ", ".join(f"{name} ({entry.size:,})" for name, entry in manifest.files.items())

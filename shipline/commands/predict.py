@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from shipline.client import Client
+from shipline.commands.console import printable
 from shipline.config import new_parser, parse
 from shipline.errors import ConfigError
 
@@ -24,7 +25,7 @@ def run(arguments: Sequence[str]) -> None:
     settings = parse(parser, arguments)
     with Client(settings.url) as client:
         answer = client.predict(settings.model, _raw(settings.input), version=settings.version)
-    print(_shown(answer))  # noqa: T201
+    print(printable(_shown(answer)))  # noqa: T201
 
 
 def _raw(given: str) -> Any:

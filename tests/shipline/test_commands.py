@@ -12,6 +12,7 @@ from command_line import TINY, TRAIN, UP, Outcome, Run, files, in_process
 import shipline
 from shipline.checkpoint import WEIGHTS, CheckpointManifest
 from shipline.commands import COMMANDS
+from shipline.commands.console import split_positional
 from shipline.store import Publication, open_store
 
 SECRET = "hunter2"
@@ -65,6 +66,26 @@ def test_an_unknown_command_suggests_the_nearest(run: Run, name: str, hint: str)
 def test_the_exit_code_reaches_the_shell(command: list[str]) -> None:
     for arguments, code in ((["--version"], 0), (["inspect", "nothing"], 1), (["trian"], 2)):
         assert subprocess.run([*command, *arguments], capture_output=True).returncode == code
+
+
+@pytest.mark.parametrize(
+    ("arguments", "first", "others"),
+    [
+        (["a", "--port", "1"], "a", ["--port", "1"]),
+        (["--port", "1", "a"], "a", ["--port", "1"]),
+        (["--port=1", "a"], "a", ["--port=1"]),
+        (["--print_config", "a", "b"], "a", ["--print_config", "b"]),
+        (["-h", "a"], "a", ["-h"]),
+        (["--port", "1"], None, ["--port", "1"]),
+        ([], None, []),
+    ],
+)
+def test_the_first_argument_may_stand_among_options(arguments: list[str], first: str, others: list[str]) -> None:
+    assert split_positional(arguments) == (first, others)
+
+
+def test_a_message_with_control_characters_spells_them_out(run: Run) -> None:
+    run("inspect", "models/\x1b[2J").refused(1, "No artifact below models/\\x1b[2J.")
 
 
 def test_a_command_that_lacks_an_extra_says_what_to_install(here: Path) -> None:

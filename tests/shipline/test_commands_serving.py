@@ -140,6 +140,17 @@ def test_inspect_shows_text_of_an_artifact_as_it_is(run: Run, here: Path) -> Non
     assert "failed: [bold]no[/bold] [x" in outcome.out
 
 
+def test_inspect_lets_no_text_of_an_artifact_move_the_cursor(run: Run, here: Path) -> None:
+    """Escape sequences, and characters that turn the direction of a line, could hide what is shown."""
+    verdict = {"gate": "parity", "passed": False, "measured": None, "limit": None, "message": "\x1b[2Jfailed\u202e é"}
+    artifacts.publish("models/m", artifacts.linear(), verdicts=[verdict], metrics={"a\x1b[1m": 1.0})
+    outcome = run("inspect", "models/m")
+    assert outcome.code == 0
+    assert "failed: \\x1b[2Jfailed\\u202e é" in outcome.out
+    assert "a\\x1b[1m 1" in outcome.out
+    assert "\x1b" not in outcome.out
+
+
 def test_inspect_reads_channels_written_by_hand(run: Run, here: Path) -> None:
     artifacts.publish("models/m", artifacts.linear())
     write_pointers(open_store("models/m"), CHANNELS, {"stable": {"version": "1"}})

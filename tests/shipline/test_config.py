@@ -174,6 +174,24 @@ def test_a_class_that_cannot_be_used_is_named(parser: ArgumentParser, class_path
     assert refusal(parser, GOOD.replace("zoo.Dog", class_path)).startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("\n1 / 0", "farm.py:2: ZeroDivisionError: division by zero"),
+        ("def f():\n    raise OSError('no barn')\nf()", "farm.py:3: OSError: no barn"),
+        ("import no_such_thing", "farm.py:1: ModuleNotFoundError: No module named 'no_such_thing'"),
+        ("from zoo import Unicorn", "farm.py:1: ImportError: cannot import name 'Unicorn' from 'zoo'"),
+        ("\ndef f(:", "farm.py:2: SyntaxError: invalid syntax"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_named_with_its_line(
+    parser: ArgumentParser, here: Path, code: str, message: str
+) -> None:
+    (here / "farm.py").write_text(code)
+    said = refusal(parser, GOOD.replace("zoo.Dog", "farm.Dog"))
+    assert said.startswith(f"animal: the import failed at {here / message}")
+
+
 TYPES = [
     ("option", GOOD + "visitors: many", "visitors: Expected a <class 'int'>. Got value: many"),
     ("no bool", GOOD + "visitors: true", "visitors: Expected a <class 'int'>. Got value: True"),

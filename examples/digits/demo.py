@@ -57,9 +57,9 @@ def summary(report: dict) -> Table:
     table = Table(title=f"digits version {report['version']}: {report['precision']} is published", title_justify="left")
     metric = report["metric"]["name"]
     batches = [taken["batch"] for taken in report["candidates"][0]["latency"]]
-    for column in ("", metric, "bytes", *(f"ms, batch {batch}" for batch in batches), "parity", "verdicts"):
-        table.add_column(column, justify="left" if column in ("", "verdicts") else "right")
-    table.add_row("module", f"{report['trained']['metrics'][metric]:.4f}", *[""] * (len(batches) + 3))
+    for column in ("", metric, "bytes", *(f"ms, batch {batch}" for batch in batches), "parity", "passed"):
+        table.add_column(column, justify="left" if column in ("", "passed") else "right")
+    table.add_row("module", f"{report['trained']['metrics'][metric]:.4f}", f"{report['trained']['bytes']:,}")
     for candidate in report["candidates"]:
         verdicts = {verdict["gate"]: verdict for verdict in candidate["verdicts"]}
         table.add_row(
@@ -68,7 +68,7 @@ def summary(report: dict) -> Table:
             f"{candidate['bytes']:,}",
             *(f"{taken['median_ms']:.3f} ({taken['speedup']:.1f}x)" for taken in candidate["latency"]),
             f"{verdicts['parity']['measured']:.1e}",
-            f"{sum(verdict['passed'] for verdict in verdicts.values())} of {len(verdicts)} passed",
+            f"{sum(verdict['passed'] for verdict in verdicts.values())} of {len(verdicts)}",
         )
     return table
 

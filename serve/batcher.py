@@ -1,4 +1,4 @@
-"""Greedy batching: a free backend takes at once what is queued, up to a batch; nobody waits for a timer.
+"""Greedy batching: a free thread takes at once what is queued, up to a batch; nobody waits for a timer.
 
 A batch that fails is halved until the one request that is at fault stands alone, so innocent ones get their answers. A
 caller that went away is left out, or its rows are thrown away; its batch-mates do not notice.
@@ -41,29 +41,30 @@ class BatcherStats:
 
 
 class Batcher:
-    """Joins requests into batches for one backend, which runs one batch at a time.
+    """Joins requests into batches for one backend.
 
     Args:
         run: runs a batch.
         max_batch: rows of the largest batch.
         max_queued: rows that may wait; more are refused.
-        inline: run batches on the event loop. Right where a batch takes less time than handing it to a thread.
+        threads: batches that run at the same time, each in a thread; 0 runs them one by one on the event loop, which is
+            right where a batch takes less time than handing it to a thread.
         stats: told of every batch.
     """
 
     def __init__(
-        self, run: Run, *, max_batch: int, max_queued: int, inline: bool, stats: BatcherStats | None = None
+        self, run: Run, *, max_batch: int, max_queued: int, threads: int, stats: BatcherStats | None = None
     ) -> None:
         self._run = run
         self._max_batch = max_batch
         self._max_queued = max_queued
         self._stats = stats or BatcherStats()
         self._executor: Executor | None = (
-            None if inline else ThreadPoolExecutor(1, thread_name_prefix="shipline-backend")
+            ThreadPoolExecutor(threads, thread_name_prefix="shipline-backend") if threads else None
         )
         self._queue: deque[Job] = deque()
         self._queued_rows = 0
-        self._busy = False
+        self._free = max(threads, 1)
 
     async def submit(self, inputs: Arrays, rows: int) -> Arrays:
         """Return the outputs for these rows.
@@ -82,22 +83,22 @@ class Batcher:
         job = Job(inputs, rows, loop.create_future(), time.perf_counter())
         self._queue.append(job)
         self._queued_rows += rows
-        if not self._busy:
-            self._busy = True
+        if self._free:
+            self._free -= 1
             # Not at once: requests that arrived in the same turn of the loop join this batch.
             loop.call_soon(self._next, loop)
         return await job.future
 
     def close(self) -> None:
-        """Give back the thread. Nothing may be waiting."""
+        """Give back the threads. Nothing may be waiting."""
         if self._executor is not None:
             self._executor.shutdown()
 
     def _next(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Take a batch and run it, here or in the thread."""
+        """Take a batch and run it, here or in a thread."""
         jobs = self._take()
         if not jobs:
-            self._busy = False
+            self._free += 1
             return
         if self._executor is None:
             self._finish(loop, jobs, time.perf_counter(), execute(self._run, jobs))
@@ -141,7 +142,7 @@ class Batcher:
             # Let the loop read and write sockets before the next batch.
             loop.call_soon(self._next, loop)
         else:
-            self._busy = False
+            self._free += 1
 
 
 def execute(run: Run, jobs: list[Job]) -> list[Outcome]:

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from shipline import plugins
-from shipline.artifact import PROCESSING, Artifact, ArtifactManifest
+from shipline.artifact import PROCESSING, Artifact, ArtifactManifest, ServingSettings
 from shipline.errors import ProcessingError, SignatureError
 from shipline.processing import Processing
 from shipline.serve.backends.base import Arrays, Backend
 from shipline.serve.batcher import Batcher
+from shipline.serve.cores import cores
 from shipline.serve.errors import bad
 from shipline.serve.golden import Example, GoldenRows, replay
 from shipline.serve.metrics import Metrics
@@ -21,6 +22,8 @@ from shipline.serve.metrics import Metrics
 QUEUED_BATCHES = 64
 # Handing a batch to a thread costs about this much, and makes others wait about as long.
 INLINE_S = 5e-4
+# What the event loop does for one request; a backend that takes less for it is not what keeps others waiting.
+REQUEST_S = 5e-5
 
 
 class ServedModel:
@@ -39,11 +42,12 @@ class ServedModel:
         self.example = example
         self.metrics = metrics.for_model(manifest.name, manifest.version)
         self._backend = backend
+        settings = manifest.serving
         self._batcher = Batcher(
             backend.run,
-            max_batch=manifest.serving.max_batch_size,
-            max_queued=manifest.serving.max_batch_size * QUEUED_BATCHES,
-            inline=_batch_seconds(backend, example.inputs, manifest.serving.max_batch_size) < INLINE_S,
+            max_batch=settings.max_batch_size,
+            max_queued=settings.max_batch_size * QUEUED_BATCHES,
+            threads=threads_for(_batch_seconds(backend, example.inputs, settings.max_batch_size), settings),
             stats=self.metrics,
         )
 
@@ -114,6 +118,15 @@ class ServedModel:
         self.metrics.ready(value=False)
         self._batcher.close()
         self._backend.close()
+
+
+def threads_for(batch_seconds: float, settings: ServingSettings) -> int:
+    """How many batches run at once: as many as keep the cores busy, where it is the backend that does."""
+    if batch_seconds < INLINE_S:
+        return 0
+    if batch_seconds < REQUEST_S * settings.max_batch_size:
+        return 1
+    return max(cores() // settings.threads, 1)
 
 
 def _batch_seconds(backend: Backend, row: Arrays, rows: int) -> float:

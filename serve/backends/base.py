@@ -13,7 +13,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class Backend(ABC):
-    """Runs one graph. `run` may be called from any thread, one call at a time."""
+    """Runs one graph. `run` may be called from several threads at once."""
 
     @classmethod
     @abstractmethod

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Self
 
 import onnxruntime
 
 from shipline.artifact import ServingSettings
 from shipline.serve.backends.base import Arrays, Backend
+from shipline.serve.cores import cores
 
 
 class OnnxBackend(Backend):
@@ -22,7 +22,7 @@ class OnnxBackend(Backend):
     def load(cls, model: bytes, settings: ServingSettings) -> Self:
         """Return a session for the graph; it needs no other file."""
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = min(settings.threads, os.cpu_count() or 1)
+        options.intra_op_num_threads = min(settings.threads, cores())
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         return cls(onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"]))

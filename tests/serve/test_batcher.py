@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -21,13 +23,14 @@ from shipline.serve.batcher import Batcher, Run
 from shipline.serve.errors import RequestError
 
 MAX_BATCH = 8
-modes = pytest.mark.parametrize("inline", [True, False], ids=["inline", "threaded"])
+everyone = pytest.mark.parametrize("threads", [0, 1, 3], ids=["inline", "threaded", "three threads"])
+modes = pytest.mark.parametrize("threads", [0, 1], ids=["inline", "threaded"])
 
 
 @contextlib.asynccontextmanager
-async def batching(run: Run, *, inline: bool, **options: Any) -> AsyncIterator[Batcher]:
-    """A batcher that gives its thread back."""
-    batcher = Batcher(run, inline=inline, **{"max_batch": MAX_BATCH, "max_queued": 64, **options})
+async def batching(run: Run, *, threads: int, **options: Any) -> AsyncIterator[Batcher]:
+    """A batcher that gives its threads back."""
+    batcher = Batcher(run, threads=threads, **{"max_batch": MAX_BATCH, "max_queued": 64, **options})
     try:
         yield batcher
     finally:
@@ -70,7 +73,7 @@ def test_a_request_by_itself_runs_without_any_timer() -> None:
     async def scene() -> None:
         backend = identity()
         loop = asyncio.get_running_loop()
-        async with batching(backend.run, inline=True) as batcher:
+        async with batching(backend.run, threads=0) as batcher:
             asking = asyncio.create_task(batcher.submit(rows(1), 1))
             await turns()
             assert asking.done()
@@ -84,7 +87,7 @@ def test_a_request_by_itself_runs_without_any_timer() -> None:
 def test_requests_of_one_turn_of_the_loop_run_together_up_to_a_full_batch() -> None:
     async def scene() -> None:
         backend = identity()
-        async with batching(backend.run, inline=True, max_batch=4) as batcher:
+        async with batching(backend.run, threads=0, max_batch=4) as batcher:
             found = await asyncio.gather(*(batcher.submit(rows(i), 1) for i in range(10)))
         assert answers(found) == [[i] for i in range(10)]
         assert backend.sizes == [4, 4, 2]
@@ -95,7 +98,7 @@ def test_requests_of_one_turn_of_the_loop_run_together_up_to_a_full_batch() -> N
 def test_what_arrives_while_the_backend_is_busy_makes_the_next_batch() -> None:
     async def scene() -> None:
         backend = closed()
-        async with batching(backend.run, inline=False) as batcher:
+        async with batching(backend.run, threads=1) as batcher:
             first = asyncio.create_task(batcher.submit(rows(0), 1))
             await in_thread(backend)
             others = [asyncio.create_task(batcher.submit(rows(i), 1)) for i in range(1, 6)]
@@ -108,14 +111,35 @@ def test_what_arrives_while_the_backend_is_busy_makes_the_next_batch() -> None:
     asyncio.run(scene())
 
 
+def test_as_many_batches_run_at_once_as_there_are_threads_and_no_more() -> None:
+    meeting, running = threading.Barrier(2, timeout=30), Counter[str]()
+
+    def run(inputs: Arrays) -> Arrays:
+        running["now"] += 1
+        running["most"] = max(running["most"], running["now"])
+        meeting.wait()  # passes only where two batches are here
+        running["now"] -= 1
+        meeting.wait()
+        return {"y": inputs["x"]}
+
+    async def scene() -> None:
+        async with batching(run, threads=2, max_batch=1) as batcher:
+            for _ in range(3):  # a thread that was busy is free again
+                found = await asyncio.gather(*(batcher.submit(rows(i), 1) for i in range(4)))
+                assert answers(found) == [[i] for i in range(4)]
+        assert running["most"] == 2
+
+    asyncio.run(scene())
+
+
 @modes
-def test_the_oldest_request_goes_first_and_nobody_overtakes(inline: bool) -> None:
+def test_the_oldest_request_goes_first_and_nobody_overtakes(threads: int) -> None:
     """Five rows do not fit behind four in a batch of eight, and the single row behind them waits its turn."""
 
     async def scene() -> None:
         backend = identity()
         asked = [rows(1, 2, 3, 4), rows(5, 6, 7, 8, 9), rows(10), rows(*range(11, 19)), rows(19)]
-        async with batching(backend.run, inline=inline) as batcher:
+        async with batching(backend.run, threads=threads) as batcher:
             found = await asyncio.gather(*(batcher.submit(item, len(item["x"])) for item in asked))
         assert answers(found) == [item["x"][:, 0].tolist() for item in asked]
         assert backend.sizes == [4, 6, 8, 1]
@@ -124,13 +148,13 @@ def test_the_oldest_request_goes_first_and_nobody_overtakes(inline: bool) -> Non
     asyncio.run(scene())
 
 
-@modes
-def test_rows_of_different_shapes_are_not_mixed(inline: bool) -> None:
+@everyone
+def test_rows_of_different_shapes_are_not_mixed(threads: int) -> None:
     async def scene() -> None:
         backend = identity()
         widths = [2, 2, 3, 3, 3, 2]
         asked = [{"x": np.full((1, width), i, np.float32)} for i, width in enumerate(widths)]
-        async with batching(backend.run, inline=inline) as batcher:
+        async with batching(backend.run, threads=threads) as batcher:
             found = await asyncio.gather(*(batcher.submit(item, 1) for item in asked))
         for one, item in zip(found, asked, strict=True):
             np.testing.assert_array_equal(one["y"], item["x"])
@@ -141,7 +165,7 @@ def test_rows_of_different_shapes_are_not_mixed(inline: bool) -> None:
 
 @modes
 @pytest.mark.parametrize("first", ["x", "u"])
-def test_the_order_in_which_a_request_names_its_inputs_does_not_matter(inline: bool, first: str) -> None:
+def test_the_order_in_which_a_request_names_its_inputs_does_not_matter(threads: int, first: str) -> None:
     async def scene() -> None:
         backend = IdentityBackend({"x": "y", "u": "v"})
         asked: list[Arrays] = [
@@ -150,7 +174,7 @@ def test_the_order_in_which_a_request_names_its_inputs_does_not_matter(inline: b
         ]
         if first == "u":
             asked.reverse()
-        async with batching(backend.run, inline=inline) as batcher:
+        async with batching(backend.run, threads=threads) as batcher:
             found = await asyncio.gather(*(batcher.submit(item, 1) for item in asked))
         for one, item in zip(found, asked, strict=True):
             np.testing.assert_array_equal(one["y"], item["x"])
@@ -159,12 +183,12 @@ def test_the_order_in_which_a_request_names_its_inputs_does_not_matter(inline: b
     asyncio.run(scene())
 
 
-@modes
+@everyone
 @pytest.mark.parametrize("index", range(MAX_BATCH))
-def test_a_poison_row_fails_alone(inline: bool, index: int) -> None:
+def test_a_poison_row_fails_alone(threads: int, index: int) -> None:
     async def scene() -> None:
         backend = identity()
-        async with batching(backend.run, inline=inline) as batcher:
+        async with batching(backend.run, threads=threads) as batcher:
             asked = [batcher.submit(rows(POISON if i == index else i), 1) for i in range(MAX_BATCH)]
             found = await asyncio.gather(*asked, return_exceptions=True)
             assert isinstance(found[index], PoisonError)
@@ -176,10 +200,10 @@ def test_a_poison_row_fails_alone(inline: bool, index: int) -> None:
 
 
 @modes
-def test_poison_rows_everywhere_fail_and_the_one_good_row_does_not(inline: bool) -> None:
+def test_poison_rows_everywhere_fail_and_the_one_good_row_does_not(threads: int) -> None:
     async def scene() -> None:
         backend = identity()
-        async with batching(backend.run, inline=inline) as batcher:
+        async with batching(backend.run, threads=threads) as batcher:
             asked = [batcher.submit(rows(5, 6) if i == 4 else rows(POISON), 2 if i == 4 else 1) for i in range(7)]
             found = await asyncio.gather(*asked, return_exceptions=True)
         assert answers([found[4]]) == [[5, 6]]
@@ -189,9 +213,9 @@ def test_poison_rows_everywhere_fail_and_the_one_good_row_does_not(inline: bool)
 
 
 @modes
-def test_a_request_with_one_poison_row_fails_whole(inline: bool) -> None:
+def test_a_request_with_one_poison_row_fails_whole(threads: int) -> None:
     async def scene() -> None:
-        async with batching(identity().run, inline=inline) as batcher:
+        async with batching(identity().run, threads=threads) as batcher:
             found = await asyncio.gather(
                 batcher.submit(rows(1, POISON), 2), batcher.submit(rows(2, 3), 2), return_exceptions=True
             )
@@ -208,7 +232,7 @@ def test_a_graph_that_raises_for_one_row_answers_the_others() -> None:
         graph = artifacts.lookup()
         backend = OnnxBackend.load(graph.model, ServingSettings())
         indices = [0, 4, 99, 1, -7, 2, 3, 0]
-        async with batching(backend.run, inline=True) as batcher:
+        async with batching(backend.run, threads=0) as batcher:
             asked = [batcher.submit({"index": np.array([index])}, 1) for index in indices]
             found = await asyncio.gather(*asked, return_exceptions=True)
         for index, answer in zip(indices, found, strict=True):
@@ -225,7 +249,7 @@ def test_a_graph_that_raises_for_one_row_answers_the_others() -> None:
 def test_a_caller_that_leaves_before_the_batch_is_not_computed_and_changes_nothing(index: int) -> None:
     async def scene() -> None:
         backend = closed()
-        async with batching(backend.run, inline=False) as batcher:
+        async with batching(backend.run, threads=1) as batcher:
             busy = asyncio.create_task(batcher.submit(rows(100), 1))
             await in_thread(backend)
             asked = [asyncio.create_task(batcher.submit(rows(i), 1)) for i in range(MAX_BATCH)]
@@ -245,7 +269,7 @@ def test_a_caller_that_leaves_before_the_batch_is_not_computed_and_changes_nothi
 def test_a_caller_that_leaves_while_its_batch_runs_changes_nothing(index: int) -> None:
     async def scene() -> None:
         backend = closed()
-        async with batching(backend.run, inline=False) as batcher:
+        async with batching(backend.run, threads=1) as batcher:
             asked = [asyncio.create_task(batcher.submit(rows(i), 1)) for i in range(MAX_BATCH)]
             await in_thread(backend)
             asked[index].cancel()
@@ -262,7 +286,7 @@ def test_a_caller_that_leaves_while_its_batch_runs_changes_nothing(index: int) -
 def test_inline_a_caller_that_leaves_before_the_batch_changes_nothing(index: int) -> None:
     async def scene() -> None:
         backend = identity()
-        async with batching(backend.run, inline=True) as batcher:
+        async with batching(backend.run, threads=0) as batcher:
             # The callback runs after the requests have queued, and before their batch is taken.
             asked = [asyncio.ensure_future(batcher.submit(rows(i), 1)) for i in range(MAX_BATCH)]
             asyncio.get_running_loop().call_soon(asked[index].cancel)
@@ -278,11 +302,11 @@ def check_all_but(index: int, found: list[Any]) -> None:
 
 
 @modes
-def test_when_every_caller_left_nothing_is_computed_and_the_next_one_is_served(inline: bool) -> None:
+def test_when_every_caller_left_nothing_is_computed_and_the_next_one_is_served(threads: int) -> None:
     async def scene() -> None:
         backend = closed()
-        async with batching(backend.run, inline=inline) as batcher:
-            if not inline:
+        async with batching(backend.run, threads=threads) as batcher:
+            if threads:
                 busy = asyncio.create_task(batcher.submit(rows(100), 1))
                 await in_thread(backend)
             asked = [asyncio.create_task(batcher.submit(rows(i), 1)) for i in range(3)]
@@ -293,7 +317,7 @@ def test_when_every_caller_left_nothing_is_computed_and_the_next_one_is_served(i
             await asyncio.gather(*asked, return_exceptions=True)
             await turns()
             assert answers([await batcher.submit(rows(7), 1)]) == [[7]]
-            if not inline:
+            if threads:
                 assert answers([await busy]) == [[100]]
         assert not any(set(range(3)) & set(batch["x"].ravel().tolist()) for batch in backend.batches[1:])
 
@@ -303,7 +327,7 @@ def test_when_every_caller_left_nothing_is_computed_and_the_next_one_is_served(i
 def test_a_full_queue_refuses_with_503_and_takes_new_requests_when_there_is_room() -> None:
     async def scene() -> None:
         backend = closed()
-        async with batching(backend.run, inline=False, max_batch=4, max_queued=4) as batcher:
+        async with batching(backend.run, threads=1, max_batch=4, max_queued=4) as batcher:
             running = asyncio.create_task(batcher.submit(rows(0), 1))
             await in_thread(backend)
             waiting = [asyncio.create_task(batcher.submit(item, len(item["x"]))) for item in (rows(1), rows(2, 3, 4))]
@@ -322,7 +346,7 @@ def test_a_full_queue_refuses_with_503_and_takes_new_requests_when_there_is_room
 def test_callers_that_left_make_room() -> None:
     async def scene() -> None:
         backend = closed()
-        async with batching(backend.run, inline=False, max_queued=4) as batcher:
+        async with batching(backend.run, threads=1, max_queued=4) as batcher:
             for _ in range(3):
                 backend.gate.clear()
                 backend.entered.clear()
@@ -342,10 +366,10 @@ def test_callers_that_left_make_room() -> None:
 
 
 @modes
-def test_stats_are_told_of_every_batch(inline: bool) -> None:
+def test_stats_are_told_of_every_batch(threads: int) -> None:
     async def scene() -> None:
         stats = RecordedStats()
-        async with batching(identity().run, inline=inline, max_batch=4, stats=stats) as batcher:
+        async with batching(identity().run, threads=threads, max_batch=4, stats=stats) as batcher:
             await asyncio.gather(*(batcher.submit(rows(i, i), 2) for i in range(3)))
             with pytest.raises(PoisonError):
                 await batcher.submit(rows(POISON), 1)
@@ -357,11 +381,11 @@ def test_stats_are_told_of_every_batch(inline: bool) -> None:
 
 
 @modes
-def test_closing_ends_the_thread(inline: bool) -> None:
+def test_closing_ends_the_threads(threads: int) -> None:
     """The fixture that watches every test finds a thread that is left; this makes one, and closes it."""
 
     async def scene() -> None:
-        batcher = Batcher(identity().run, max_batch=2, max_queued=2, inline=inline)
+        batcher = Batcher(identity().run, max_batch=2, max_queued=2, threads=threads)
         await batcher.submit(rows(1), 1)
         batcher.close()
         batcher.close()
@@ -403,12 +427,12 @@ async def play(batcher: Batcher, requests: list[Any], ask: Callable[[Arrays, int
             np.testing.assert_array_equal(answer["y"], inputs["x"])
 
 
-@modes
+@everyone
 @given(requests=REQUESTS)
 @settings(max_examples=60, deadline=None, database=None)
-def test_whatever_happens_to_others_each_answer_is_that_of_its_own_rows(inline: bool, requests: list[Any]) -> None:
+def test_whatever_happens_to_others_each_answer_is_that_of_its_own_rows(threads: int, requests: list[Any]) -> None:
     async def scene() -> None:
-        async with batching(identity().run, inline=inline, max_batch=6, max_queued=1000) as batcher:
+        async with batching(identity().run, threads=threads, max_batch=6, max_queued=1000) as batcher:
             await play(batcher, requests, batcher.submit)
             assert answers([await batcher.submit(rows(7), 1)]) == [[7]]  # behind everything that was left in the queue
             assert batcher._queued_rows == 0
@@ -426,7 +450,7 @@ def test_a_row_among_random_neighbours_gets_what_it_gets_alone(data: st.DataObje
     backend = OnnxBackend.load(graph.model, ServingSettings())
 
     async def scene() -> None:
-        async with batching(backend.run, inline=True) as batcher:
+        async with batching(backend.run, threads=0) as batcher:
             inputs = [{"x": np.array([row], np.float32)} for row in asked]
             found = await asyncio.gather(*(batcher.submit(item, 1) for item in inputs))
         for answer, item in zip(found, inputs, strict=True):

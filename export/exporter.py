@@ -9,7 +9,7 @@ from shipline.artifact import PROCESSING, REPORT_HTML, REPORT_JSON, Artifact, Ar
 from shipline.checkpoint import Checkpoint
 from shipline.errors import ConfigError, ExistsError, GateError, StoreError
 from shipline.export import gates, report
-from shipline.export.proof import Proof, Source, prove
+from shipline.export.proof import Candidate, Proof, Source, prove
 from shipline.export.recipe import Recipe
 from shipline.store import Publication
 
@@ -38,14 +38,19 @@ def export(source: Source, recipe: Recipe, model: Model, version: str | None = N
     if version is not None and version in model.versions():
         raise ExistsError(f"{model.name} has version {version} already, and what is committed never changes.")
     proof = prove(source, recipe)
-    failed = [verdict for verdict in proof.chosen.verdicts if not verdict.passed]
+    for candidate in proof.candidates:  # a graph is no better than the float32 graph that it was made of
+        _refuse_failed(candidate, model)
+    return _publish(source, recipe, proof, model, version)
+
+
+def _refuse_failed(candidate: Candidate, model: Model) -> None:
+    failed = [verdict for verdict in candidate.verdicts if not verdict.passed]
     if failed:
         lines = "\n".join(f"  {verdict.gate}: {verdict.message}." for verdict in failed)
         raise GateError(
-            f"{model.name} as {recipe.precision} failed {len(failed)} of {len(proof.chosen.verdicts)} gates; "
+            f"{model.name} as {candidate.precision} failed {len(failed)} of {len(candidate.verdicts)} gates; "
             f"nothing was published:\n{lines}"
         )
-    return _publish(source, recipe, proof, model, version)
 
 
 def _publish(source: Source, recipe: Recipe, proof: Proof, model: Model, version: str | None) -> Artifact:

@@ -14,10 +14,16 @@ from pathlib import Path
 import fsspec
 import pytest
 from helpers import S3_SECRET, children, free_port, listens, wait_until
+from hypothesis import settings
 
 # The parts, and torch.export, set these for the rest of the process; set here, so that no test seems to leave them.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / "torchinductor_tests"))
+
+# A change is judged by the same examples each time. To look for others: pytest --hypothesis-profile=explore
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("explore", max_examples=1000, deadline=None)
+settings.load_profile("same")
 
 _SESSION_PROCESSES: set[int] = set()
 

@@ -64,6 +64,20 @@ def test_parity(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) ->
     assert "0.0001 is allowed" in said
 
 
+def test_what_float32_cannot_answer_does_not_hide_behind_the_tolerance_of_int8(refused: Callable[..., str]) -> None:
+    class Drifts(Tiny):
+        calls = 0
+
+        def forward(self, x: torch.Tensor) -> Any:
+            self.calls += 1
+            return super().forward(x) * (1 + self.calls * 1e-3)
+
+    said = refused(Drifts, {"precision": "int8", "min_speedup": 0, "max_metric_drop": 1})
+    assert "m as float32 failed 1 of 3 gates" in said
+    assert "parity: " in said
+    assert "0.0001 is allowed" in said
+
+
 def test_batch_invariance(refused: Callable[..., str]) -> None:
     class SubtractsTheMean(Tiny):
         def forward(self, x: torch.Tensor) -> Any:

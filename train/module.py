@@ -19,6 +19,14 @@ if TYPE_CHECKING:
     from shipline.train.trainer import Trainer
 
 
+#: Lightning calls these; the Trainer does not yet, and to leave them out silently would train something else.
+NOT_CALLED = (
+    "backward", "configure_callbacks", "configure_gradient_clipping", "configure_model", "lr_scheduler_step",
+    "on_after_batch_transfer", "on_before_batch_transfer", "on_load_checkpoint", "on_save_checkpoint",
+    "optimizer_step", "optimizer_zero_grad", "transfer_batch_to_device",
+)  # fmt: skip
+
+
 class Arguments(dict[str, Any]):
     """Arguments by name, which can also be read as attributes."""
 
@@ -179,6 +187,24 @@ class Module(nn.Module, ModuleHooks):
         module = cls(**{**checkpoint.manifest.hyper_parameters, **overrides})
         load_weights(module, checkpoint)
         return module
+
+
+def check_module(model: Any) -> None:
+    """Refuse what the Trainer cannot run as it is meant.
+
+    Raises:
+        ConfigError: it is no Module; or it has hooks, or manual optimization, that the Trainer does not know.
+    """
+    if not isinstance(model, Module):
+        raise ConfigError(
+            f"A Trainer needs a shipline.Module; got {type(model).__name__}. Derive your class from shipline.Module, "
+            "whose names are those of a LightningModule."
+        )
+    name = type(model).__name__
+    if not getattr(model, "automatic_optimization", True):
+        raise ConfigError(f"{name} sets automatic_optimization=False; the Trainer cannot leave the steps to it yet.")
+    if unknown := [hook for hook in NOT_CALLED if hasattr(model, hook)]:
+        raise ConfigError(f"{name} defines {', '.join(unknown)}, which the Trainer does not call yet. Remove it.")
 
 
 def _flat(bound: inspect.BoundArguments) -> dict[str, Any]:

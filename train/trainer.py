@@ -20,7 +20,7 @@ from shipline.train.data import DataModule, Loaders
 from shipline.train.hooks import Hooks
 from shipline.train.loggers import CSVLogger, Logger
 from shipline.train.metrics import MetricLog
-from shipline.train.module import Module
+from shipline.train.module import Module, check_module
 from shipline.train.optimizers import Schedule
 from shipline.train.run import Run, RunDirectory
 from shipline.train.seed import current_seed
@@ -151,6 +151,7 @@ class Trainer:
             ConfigError: a setting does not fit; found before training where that is possible.
             TrainingError: the run failed.
         """
+        check_module(model)
         data = _data(datamodule, train=train_dataloaders, val=val_dataloaders)
         pick_device(self.accelerator)  # before anything is written
         self._reset()
@@ -174,6 +175,7 @@ class Trainer:
         self, model: Module, dataloaders: Any = None, datamodule: DataModule | None = None
     ) -> list[dict[str, float]]:
         """Return what `validation_step` logs over the validation data, as a list of one dict, as Lightning does."""
+        check_module(model)
         data = _data(datamodule, val=dataloaders)
         return [loops.evaluate(self, model, data, "validate", self.limit_val_batches)]
 
@@ -181,11 +183,13 @@ class Trainer:
         self, model: Module, dataloaders: Any = None, datamodule: DataModule | None = None
     ) -> list[dict[str, float]]:
         """Return what `test_step` logs over the test data, as a list of one dict, as Lightning does."""
+        check_module(model)
         data = _data(datamodule, test=dataloaders)
         return [loops.evaluate(self, model, data, "test", self.limit_test_batches)]
 
     def predict(self, model: Module, dataloaders: Any = None, datamodule: DataModule | None = None) -> list[Any]:
         """Return what `predict_step` returns for each batch of the data to predict."""
+        check_module(model)
         return loops.predict(self, model, _data(datamodule, predict=dataloaders))
 
     def save_checkpoint(self, filepath: str) -> None:
@@ -283,6 +287,8 @@ def _data(datamodule: DataModule | None, **loaders: Any) -> DataModule:
         datamodule = next((item for item in given if isinstance(item, DataModule)), None)
     if datamodule is None:
         return Loaders(**loaders)
+    if not isinstance(datamodule, DataModule):
+        raise ConfigError(f"datamodule is a {type(datamodule).__name__}; derive its class from shipline.DataModule.")
     if len(given) > 1:
         raise ConfigError("Give loaders or a datamodule, not both.")
     return datamodule

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -68,14 +69,21 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return f"{request.getfixturevalue('s3')}/store"
 
 
+def root_logger() -> tuple[int, list[logging.Handler]]:
+    """Its level, and its handlers but for those of pytest."""
+    handlers = [handler for handler in logging.root.handlers if not type(handler).__module__.startswith("_pytest")]
+    return logging.root.level, handlers
+
+
 @pytest.fixture(autouse=True)
 def leaves_nothing_behind() -> Iterator[None]:
-    """Fail a test that leaves a process, a thread of its own or an environment variable."""
-    environment, before, threads = dict(os.environ), children(), set(threading.enumerate())
+    """Fail a test that leaves a process, a thread of its own, an environment variable or another root logger."""
+    environment, before, threads, logger = dict(os.environ), children(), set(threading.enumerate()), root_logger()
     yield
     wait_until(lambda: not (children() - before - _SESSION_PROCESSES), 10)
     left = {t.name for t in set(threading.enumerate()) - threads if not t.daemon}
     assert not left, f"threads left behind: {left}"
+    assert root_logger() == logger, "the root logger was changed"
     # PYTEST_CURRENT_TEST changes with every phase.
     after = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
     environment.pop("PYTEST_CURRENT_TEST", None)

@@ -55,7 +55,7 @@ def launch(trainer: Trainer, module: Module, data: DataModule, resume: Checkpoin
         TrainingError: a worker failed; the message names the first cause.
     """
     uses_gpu = pick_device(trainer.accelerator).type == "cuda"
-    with _cluster(trainer.workers), tempfile.TemporaryDirectory(prefix="shipline-ray-") as scratch:
+    with _logging(), _cluster(trainer.workers), tempfile.TemporaryDirectory(prefix="shipline-ray-") as scratch:
         _check_resources(trainer.workers, "GPU" if uses_gpu else "CPU")
         work = {
             "payload": ray.cloudpickle.dumps((trainer, module, data, resume)),
@@ -96,6 +96,18 @@ def _cluster(workers: int) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _logging() -> Iterator[None]:
+    """Leave the root logger as it was: Ray sets its level, and gives it handlers that stay."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.handlers[:] = handlers
 
 
 @contextlib.contextmanager

@@ -6,16 +6,19 @@ never imported from here; whoever rebuilds the module says which class it is.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
 from pydantic import ConfigDict
 
-from shipline.errors import IntegrityError, NotFoundError
+from shipline.errors import IntegrityError, NotFoundError, ShiplineError
 from shipline.lineage import Lineage
-from shipline.store import Committed, Manifest, open_store, read_pointers, redact, split
+from shipline.store import Committed, Manifest, Store, open_store, read_pointers, redact, split
 
 WEIGHTS = "weights.safetensors"
+STATE = "state/state.json"
+STATE_TENSORS = "state/state.safetensors"
 POINTERS = "checkpoints.json"
 
 T = TypeVar("T")
@@ -74,6 +77,37 @@ def open_checkpoint(url: str) -> Checkpoint:
         if not isinstance(target, str):
             raise NotFoundError(_nothing(url, store.list(), sorted(pointers))) from None
         return Checkpoint.open(store.at(target), CheckpointManifest)
+
+
+def checkpoints_beside(url: str) -> list[Checkpoint]:
+    """Return the checkpoints in the directory that `<parent>/<name>` points into, or would; the newest first.
+
+    Those whose manifests are damaged are left out.
+    """
+    parent, name = split(url)
+    store = open_store(parent)
+    try:
+        target = read_pointers(store, POINTERS).get(name, {}).get("checkpoint")
+    except IntegrityError:
+        target = None
+    if isinstance(target, str):
+        directory = store.at(target.rpartition("/")[0]) if "/" in target else store
+    else:
+        directory = _newest_run(store)
+    found = []
+    for entry in directory.list():
+        with contextlib.suppress(ShiplineError):
+            found.append(Checkpoint.open(directory.at(entry), CheckpointManifest))
+    return sorted(found, key=lambda checkpoint: checkpoint.manifest.created_at, reverse=True)
+
+
+def _newest_run(store: Store) -> Store:
+    """The checkpoints of an experiment's newest run, or of the run that this is, or what lies here."""
+    entries = store.list()
+    numbers = [int(n) for entry in entries if (n := entry.removeprefix("version_")).isdecimal() and n != entry]
+    if numbers:
+        return store.at(f"version_{max(numbers)}/checkpoints")
+    return store.at("checkpoints") if "checkpoints" in entries else store
 
 
 def _nothing(url: str, beside: list[str], names: list[str]) -> str:

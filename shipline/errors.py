@@ -5,6 +5,7 @@
     │   └── UnknownNameError   ... a name that nobody knows; says the nearest known one
     ├── MissingExtraError      an optional dependency is not installed (also an ImportError)
     ├── StoreError             storage cannot be reached, is full, or refuses us
+    │   ├── AccessDeniedError  ... refuses us: credentials or rights, so that to try again would not help
     │   ├── NotFoundError      nothing there, or nothing committed
     │   └── ExistsError        somebody else committed it first
     ├── IntegrityError         bytes differ from what their manifest promises
@@ -49,6 +50,10 @@ class MissingExtraError(ShiplineError, ImportError):
 
 class StoreError(ShiplineError):
     """Storage cannot be reached, is full, or refuses us."""
+
+
+class AccessDeniedError(StoreError):
+    """Storage does not let us: to try again would not help."""
 
 
 class NotFoundError(StoreError):

@@ -28,6 +28,27 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "backend": {
         "onnxruntime": "shipline.serve.backends.onnx:OnnxBackend",
     },
+    "accelerator": {
+        "cpu": "shipline.train.accelerators.cpu:CpuAccelerator",
+        "cuda": "shipline.train.accelerators.torch:TorchAccelerator",
+        "gpu": "shipline.train.accelerators.torch:TorchAccelerator",
+        "mps": "shipline.train.accelerators.torch:TorchAccelerator",
+        "xpu": "shipline.train.accelerators.torch:TorchAccelerator",
+    },
+    "strategy": {
+        "ddp": "shipline.train.strategies.ddp:Ddp",
+        "ddp_find_unused_parameters_true": "shipline.train.strategies.ddp:DdpFindUnusedParameters",
+        "single_device": "shipline.train.strategies.base:Strategy",
+    },
+    "precision": {
+        "32-true": "shipline.train.precision.base:Precision",
+        "64-true": "shipline.train.precision.true:TruePrecision",
+        "16-true": "shipline.train.precision.true:TruePrecision",
+        "bf16-true": "shipline.train.precision.true:TruePrecision",
+        "16-mixed": "shipline.train.precision.mixed:MixedPrecision",
+        "bf16-mixed": "shipline.train.precision.mixed:MixedPrecision",
+        "fp8": "shipline.train.precision.fp8:Fp8Precision",
+    },
 }
 
 # Which `pip install shipline[extra]` brings a module that failed to import.
@@ -36,10 +57,12 @@ EXTRAS = {
     "httptools": "serve",
     "jinja2": "export",
     "matplotlib": "export",
+    "mlflow": "loggers",
     "onnx": "export",
     "onnxruntime": "serve",
     "onnxscript": "export",
     "prometheus_client": "serve",
+    "psutil": "train",
     "ray": "ray",
     "safetensors": "train",
     "s3fs": "s3",
@@ -47,14 +70,19 @@ EXTRAS = {
     "sympy": "export",
     "gcsfs": "gcs",
     "adlfs": "azure",
+    "tensorboard": "loggers",
     "torch": "train",
+    "torchao": "quantize",
+    "tqdm": "train",
     "uvicorn": "serve",
     "uvloop": "serve",
+    "wandb": "loggers",
 }
 
 
 @cache
-def _known(kind: str) -> dict[str, str]:
+def known(kind: str) -> dict[str, str]:
+    """Return the names of the plug-ins of `kind`, and what each stands for; those of other packages first."""
     found = {point.name: point.value for point in entry_points(group=f"shipline.{kind}")}
     return found | BUILT_IN.get(kind, {})
 
@@ -66,10 +94,10 @@ def load(kind: str, name: str) -> Any:
         UnknownNameError: no such name; the message lists those known.
         MissingExtraError: what it needs is not installed; the message says which extra brings it.
     """
-    known = _known(kind)
-    if name not in known:
-        raise unknown_name(kind, name, known)
-    return load_target(known[name])
+    names = known(kind)
+    if name not in names:
+        raise unknown_name(kind, name, names)
+    return load_target(names[name])
 
 
 def load_target(target: str) -> Any:

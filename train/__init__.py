@@ -3,7 +3,7 @@
 if __name__ != "shipline.train":  # a bare `import train` from the repository's root would make a second copy of it all
     raise ImportError("This package is shipline.train; its folder is not meant to be imported as 'train'.")
 
-from shipline.train.callbacks import Callback, EarlyStopping, ModelCheckpoint, ProgressBar
+from shipline.train.callbacks import Callback, EarlyStopping, ModelCheckpoint, ModelSummary, ProgressBar, Timer
 from shipline.train.data import DataModule
 from shipline.train.loggers import CSVLogger, Logger
 from shipline.train.module import Module
@@ -18,9 +18,11 @@ __all__ = [
     "EarlyStopping",
     "Logger",
     "ModelCheckpoint",
+    "ModelSummary",
     "Module",
     "ProgressBar",
     "Run",
+    "Timer",
     "Trainer",
     "seed_everything",
 ]

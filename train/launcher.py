@@ -13,19 +13,23 @@ import secrets
 import sys
 import tempfile
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import Any
 
 import safetensors.torch
 import torch
 
-from shipline.checkpoint import Checkpoint
 from shipline.errors import ConfigError, MissingExtraError, ShiplineError, TrainingError
+from shipline.plugins import load
 from shipline.train import loops
-from shipline.train.checkpointing import dump_weights
+from shipline.train.accelerators import pick_accelerator
+from shipline.train.checkpoints.weights import dump_weights
 from shipline.train.data import DataModule
+from shipline.train.lightning import attach, detach
 from shipline.train.module import Module
 from shipline.train.seed import current_seed, seed_everything
-from shipline.train.strategy import Ddp, pick_device
+from shipline.train.stage import Stage
+from shipline.train.strategies import Ddp, Strategy
 from shipline.train.trainer import Trainer
 
 try:
@@ -47,32 +51,32 @@ _OWN_CLUSTER = {
 }
 
 
-def launch(trainer: Trainer, module: Module, data: DataModule, resume: Checkpoint | None) -> None:
-    """Fit on `trainer.workers` workers, and bring weights, metrics and callbacks back into these objects.
+def launch(trainer: Trainer, module: Module, data: DataModule, stage: Stage, options: dict[str, Any]) -> Any:
+    """Run a stage on `trainer.workers` workers, and bring weights, metrics and callbacks back into these objects.
 
     Raises:
         ConfigError: the cluster has too few resources; or what a worker found wrong in the settings.
         TrainingError: a worker failed; the message names the first cause.
     """
-    uses_gpu = pick_device(trainer.accelerator).type == "cuda"
+    resource = pick_accelerator(trainer._accelerator).ray_resource  # noqa: SLF001 -- its own launcher
     with _logging(), _cluster(trainer.workers), tempfile.TemporaryDirectory(prefix="shipline-ray-") as scratch:
-        _check_resources(trainer.workers, "GPU" if uses_gpu else "CPU")
+        _check_resources(trainer.workers, resource)
         work = {
-            "payload": ray.cloudpickle.dumps((trainer, module, data, resume)),
+            "payload": ray.cloudpickle.dumps((trainer, module, data, stage, options)),
             "path": [entry for entry in sys.path if entry],
             "seed": current_seed(),
         }
         fit = TorchTrainer(
             _work,
             train_loop_config=work,
-            scaling_config=ScalingConfig(num_workers=trainer.workers, use_gpu=uses_gpu),
+            scaling_config=ScalingConfig(num_workers=trainer.workers, use_gpu=resource == "GPU"),
             run_config=RunConfig(storage_path=scratch, logging_config=LoggingConfig(log_level="ERROR")),
         )
         try:
             result = fit.fit()
         except TrainingFailedError as error:
             raise _first_cause(error, trainer.workers) from error
-        _take_back(trainer, module, result.return_value)
+        return _take_back(trainer, module, stage, result.return_value)
 
 
 @contextlib.contextmanager
@@ -135,42 +139,63 @@ def _check_resources(workers: int, resource: str) -> None:
 def _work(config: dict[str, Any]) -> bytes | None:
     """What runs in each worker. The user's code is found where the driver found it."""
     sys.path.extend(entry for entry in config["path"] if entry not in sys.path)
-    strategy = Ddp()
+    trainer, module, data, stage, options = ray.cloudpickle.loads(config["payload"])
+    strategy = _strategy(trainer)
     if config["seed"] is not None:
         seed_everything(config["seed"])
         torch.manual_seed(config["seed"] + strategy.rank)  # dropout and augmentation differ between workers
-    trainer, module, data, resume = ray.cloudpickle.loads(config["payload"])
-    loops.fit(trainer, module, data, resume, strategy)
+    found = loops.run(trainer, stage, module, data, strategy, **options)
+    if stage == "predict":
+        found = _in_order(strategy.gather(found))
     if strategy.rank:
         return None
-    weights, tied = dump_weights(module)
-    returned = {
-        "weights": weights,
-        "tied": tied,
-        "callbacks": trainer.callbacks,
-        "lineage": trainer.lineage,
-        "state": {name: getattr(trainer, name) for name in _STATE},
-    }
+    returned: dict[str, Any] = {"found": found, "callbacks": trainer.callbacks, "lineage": trainer.lineage}
+    returned["state"] = {name: getattr(trainer, name) for name in _STATE}
+    if stage == "fit":
+        returned["weights"], returned["tied"] = dump_weights(module.state_dict())
+    detach(module)
     return bytes(ray.cloudpickle.dumps(returned))  # Ray Train refuses to return objects that hold tensors
 
 
-_STATE = (
-    "callback_metrics", "logged_metrics", "epoch_progress", "current_epoch", "epochs_done", "global_step",
-    "should_stop",
-)  # fmt: skip
+_STATE = ("reduced_metrics", "logged_metrics", "epoch_progress", "progress", "should_stop")
 
 
-def _take_back(trainer: Trainer, module: Module, data: bytes) -> None:
-    """Leave the driver's objects as a fit in this process would have left them."""
+def _strategy(trainer: Trainer) -> Strategy:
+    """The strategy that the Trainer names, in the process group that is there."""
+    wanted = trainer.strategy_setting
+    if isinstance(wanted, Strategy):
+        return wanted
+    made: Strategy = Ddp() if wanted == "auto" else load("strategy", wanted)()
+    return made
+
+
+def _in_order(everybody: list[list[list[Any]]]) -> list[list[Any]]:
+    """Predictions of all workers as one would have made them: batch by batch, of which each had every n-th."""
+    loaders = zip(*everybody, strict=True)
+    return [
+        [batch for row in zip_longest(*shares, fillvalue=_NONE) for batch in row if batch is not _NONE]
+        for shares in loaders
+    ]
+
+
+_NONE = object()
+
+
+def _take_back(trainer: Trainer, module: Module, stage: Stage, data: bytes) -> Any:
+    """Leave the driver's objects as a stage in this process would have left them."""
     returned = ray.cloudpickle.loads(data)
-    tensors = safetensors.torch.load(returned["weights"])
-    module.load_state_dict(tensors | {name: tensors[source] for name, source in returned["tied"].items()})
+    if stage == "fit":
+        tensors = safetensors.torch.load(returned["weights"])
+        module.load_state_dict(tensors | {name: tensors[source] for name, source in returned["tied"].items()})
     for own, theirs in zip(trainer.callbacks, returned["callbacks"], strict=True):
         own.__dict__.update(theirs.__dict__)
     trainer.lineage = returned["lineage"]
     for name, value in returned["state"].items():
         setattr(trainer, name, value)
-    module.attach(trainer)
+    trainer.module = module
+    attach(module, trainer)
+    detach(module)
+    return returned["found"]
 
 
 def _first_cause(error: TrainingFailedError, workers: int) -> ShiplineError:

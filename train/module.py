@@ -2,41 +2,25 @@
 
 from __future__ import annotations
 
-import inspect
+import itertools
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import nn
 
-from shipline.errors import ConfigError, TrainingError, nearest
+from shipline.errors import ConfigError, TrainingError
+from shipline.train.arguments import KeepsArguments
 from shipline.train.hooks import ModuleHooks
-from shipline.train.metrics import Reduction
+from shipline.train.loops.optimization import OptimizationHooks
 
 if TYPE_CHECKING:
     from shipline.signature import Signature
     from shipline.train.trainer import Trainer
 
 
-#: Lightning calls these; the Trainer does not yet, and to leave them out silently would train something else.
-NOT_CALLED = (
-    "backward", "configure_callbacks", "configure_gradient_clipping", "configure_model", "lr_scheduler_step",
-    "on_after_batch_transfer", "on_before_batch_transfer", "on_load_checkpoint", "on_save_checkpoint",
-    "optimizer_step", "optimizer_zero_grad", "transfer_batch_to_device",
-)  # fmt: skip
-
-
-class Arguments(dict[str, Any]):
-    """Arguments by name, which can also be read as attributes."""
-
-    def __getattr__(self, name: str) -> Any:
-        if name in self:
-            return self[name]
-        raise AttributeError(f"The module has no argument {name!r}.{nearest(name, self)}")
-
-
-class Module(nn.Module, ModuleHooks):
+class Module(KeepsArguments, nn.Module, ModuleHooks, OptimizationHooks):
     """A torch module with its training, validation and optimizers; names and meanings are PyTorch Lightning's.
 
     The constructor's arguments are kept as they are given (`hparams`), so that a checkpoint can rebuild the module.
@@ -45,33 +29,18 @@ class Module(nn.Module, ModuleHooks):
     #: Names, dtypes and shapes of what `forward` takes and gives; where None, export reads them off real rows.
     signature: Signature | None = None
 
-    _arguments: dict[str, Any]
+    #: Whether `load_state_dict` refuses names that are missing or unexpected.
+    strict_loading: bool = True
+    #: A batch by which the summary knows sizes and FLOPs.
+    example_input_array: Any = None
+
     _trainer_ref: weakref.ref[Trainer] | None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
-        """Keep the constructor's arguments; wrong ones are the constructor's own error."""
-        self = super().__new__(cls)
-        try:
-            bound = inspect.signature(cls.__init__).bind(self, *args, **kwargs)
-        except TypeError:
-            arguments: dict[str, Any] = {}
-        else:
-            bound.apply_defaults()
-            arguments = _flat(bound)
-        self.__dict__["_arguments"] = arguments
+        """Keep the constructor's arguments."""
+        self = super().__new__(cls, *args, **kwargs)
         self.__dict__["_trainer_ref"] = None
         return self
-
-    @property
-    def hparams(self) -> Arguments:
-        """The constructor's arguments by name: `hparams["lr"]` or `hparams.lr`."""
-        return Arguments(self._arguments)
-
-    def save_hyperparameters(self, *names: str, ignore: str | list[str] | None = None) -> None:
-        """Keep only these constructor arguments, or all but those ignored. Without a call all are kept."""
-        ignored = {ignore} if isinstance(ignore, str) else set(ignore or ())
-        kept = {name: value for name, value in self._arguments.items() if not names or name in names}
-        self.__dict__["_arguments"] = {name: value for name, value in kept.items() if name not in ignored}
 
     @property
     def trainer(self) -> Trainer:
@@ -93,7 +62,7 @@ class Module(nn.Module, ModuleHooks):
     @property
     def device(self) -> torch.device:
         """Where the parameters are."""
-        first = next(self.parameters(), None)
+        first: torch.Tensor | None = next(itertools.chain(self.parameters(), self.buffers()), None)
         return torch.device("cpu") if first is None else first.device
 
     @property
@@ -106,42 +75,113 @@ class Module(nn.Module, ModuleHooks):
         """The number of optimizer steps so far, 0 outside of a run."""
         return self.trainer.global_step if self._trainer_ref is not None else 0
 
+    @property
+    def global_rank(self) -> int:
+        """The number of this worker, 0 outside of a run."""
+        return self.trainer.global_rank if self._trainer_ref is not None else 0
+
+    @property
+    def local_rank(self) -> int:
+        """The number of this worker on its machine, 0 outside of a run."""
+        return self.trainer.local_rank if self._trainer_ref is not None else 0
+
+    @property
+    def logger(self) -> Any:
+        """The first logger of the run, None outside of one."""
+        return self.trainer.logger if self._trainer_ref is not None else None
+
+    @property
+    def loggers(self) -> list[Any]:
+        """The loggers of the run."""
+        return self.trainer.loggers if self._trainer_ref is not None else []
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the first floating-point parameter."""
+        return next((p.dtype for p in self.parameters() if p.is_floating_point()), torch.get_default_dtype())
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the parameters are on a GPU."""
+        return self.device.type == "cuda"
+
+    def freeze(self) -> None:
+        """Keep all parameters from being trained, and set evaluation mode."""
+        self.requires_grad_(requires_grad=False)
+        self.eval()
+
+    def unfreeze(self) -> None:
+        """Let all parameters be trained, and set training mode."""
+        self.requires_grad_(requires_grad=True)
+        self.train()
+
     def log(
         self,
         name: str,
-        value: torch.Tensor | float,
-        *,
+        value: Any,
         prog_bar: bool = False,
-        logger: bool = True,
+        logger: bool | None = None,
         on_step: bool | None = None,
         on_epoch: bool | None = None,
-        reduce_fx: Reduction = "mean",
+        reduce_fx: str | Callable[..., Any] = "mean",
+        enable_graph: bool = False,
+        sync_dist: bool = False,
+        sync_dist_group: Any = None,
+        add_dataloader_idx: bool = True,
         batch_size: int | None = None,
+        metric_attribute: str | None = None,
+        rank_zero_only: bool = False,
     ) -> None:
         """Record a number. In training steps it is kept per step, elsewhere reduced over the epoch and all workers.
 
         Args:
             name: of the metric.
-            value: one number.
+            value: one number, or a torchmetrics.Metric, which is computed and reset at the end of the epoch.
             prog_bar: show it in the progress bar.
-            logger: give it to the loggers.
+            logger: give it to the loggers; default: yes.
             on_step: keep every `log_every_n_steps`-th value; default: in training steps only.
             on_epoch: reduce over the epoch; default: everywhere but in training steps. What is logged both ways has two
                 names, such as `loss_step` and `loss_epoch`.
-            reduce_fx: "mean" (weighted by rows), "sum", "min" or "max".
+            reduce_fx: "mean" (weighted by rows), "sum", "min" or "max", or torch's function of that name.
+            enable_graph: taken for Lightning's sake: what is logged never keeps a graph.
+            sync_dist: reduce the values of steps over all workers, too; those of epochs always are.
+            sync_dist_group: taken for Lightning's sake: it is always all workers.
+            add_dataloader_idx: end the name in `/dataloader_idx_N` where several loaders are evaluated.
             batch_size: rows behind the value; default: read off the batch.
+            metric_attribute: where the module holds the metric; default: found.
+            rank_zero_only: record what the first worker logs only.
         """
-        if self._trainer_ref is None:
+        trainer = self._trainer
+        if trainer is None or trainer.barebones or (rank_zero_only and not trainer.is_global_zero):
             return
-        self.trainer.metrics.log(
-            name, value, prog_bar=prog_bar, logger=logger, on_step=on_step, on_epoch=on_epoch,
-            reduce_fx=reduce_fx, batch_size=batch_size,
+        trainer.metrics.log(
+            name, value, prog_bar, logger, on_step, on_epoch, reduce_fx, sync_dist, add_dataloader_idx, batch_size,
+            metric_attribute,
         )  # fmt: skip
 
-    def log_dict(self, dictionary: Mapping[str, torch.Tensor | float], **options: Any) -> None:
-        """Record several numbers, with the options of `log`."""
-        for name, value in dictionary.items():
-            self.log(name, value, **options)
+    @property
+    def _trainer(self) -> Trainer | None:
+        return self._trainer_ref() if self._trainer_ref is not None else None
+
+    def log_dict(self, dictionary: Any, *args: Any, **options: Any) -> None:
+        """Record several numbers, or a torchmetrics.MetricCollection, with the options of `log`."""
+        whole = {"keep_base": False} if hasattr(dictionary, "_enable_compute_groups") else {}
+        for name, value in dictionary.items(**whole):
+            self.log(name, value, *args, **options)
+
+    def all_gather(self, data: Any, group: Any = None, sync_grads: bool = False) -> Any:
+        """Return every worker's tensors, stacked, in the form of `data`; with one worker, itself."""
+        if isinstance(data, dict):
+            return {key: self.all_gather(value, group, sync_grads) for key, value in data.items()}
+        if isinstance(data, list | tuple):
+            return type(data)(self.all_gather(value, group, sync_grads) for value in data)
+        if isinstance(data, bool | int | float):
+            data = torch.tensor(data, device=self.device)
+        return self.trainer.strategy.all_gather(data, group, sync_grads) if isinstance(data, torch.Tensor) else data
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print on the first worker only."""
+        self.trainer.print(*args, **kwargs)
 
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         """Return the loss of a batch: a tensor, a dict with "loss", or None to skip the batch."""
@@ -163,11 +203,15 @@ class Module(nn.Module, ModuleHooks):
         raise ConfigError(f"{type(self).__name__} has no configure_optimizers: return an optimizer from it.")
 
     @classmethod
-    def load_from_checkpoint(cls, checkpoint_path: str, **overrides: Any) -> Self:
+    def load_from_checkpoint(
+        cls, checkpoint_path: str, map_location: Any = None, strict: bool | None = None, **overrides: Any
+    ) -> Self:
         """Return a module of this class with the checkpoint's weights.
 
         Args:
             checkpoint_path: URL of a checkpoint.
+            map_location: the device to put the module on; default: the CPU.
+            strict: refuse names that are missing or unexpected; default: `strict_loading`.
             overrides: constructor arguments that replace those in the checkpoint.
 
         Raises:
@@ -175,7 +219,7 @@ class Module(nn.Module, ModuleHooks):
             IntegrityError: the checkpoint is damaged, or is not of this class.
         """
         from shipline.checkpoint import open_checkpoint
-        from shipline.train.checkpointing import load_weights
+        from shipline.train.checkpoints import load_module
 
         checkpoint = open_checkpoint(checkpoint_path)
         lost = [name for name in checkpoint.manifest.not_rebuildable if name not in overrides]
@@ -185,37 +229,5 @@ class Module(nn.Module, ModuleHooks):
                 f"plain data is. Give it again: load_from_checkpoint(..., {lost[0]}=...)."
             )
         module = cls(**{**checkpoint.manifest.hyper_parameters, **overrides})
-        load_weights(module, checkpoint)
-        return module
-
-
-def check_module(model: Any) -> None:
-    """Refuse what the Trainer cannot run as it is meant.
-
-    Raises:
-        ConfigError: it is no Module; or it has hooks, or manual optimization, that the Trainer does not know.
-    """
-    if not isinstance(model, Module):
-        raise ConfigError(
-            f"A Trainer needs a shipline.Module; got {type(model).__name__}. Derive your class from shipline.Module, "
-            "whose names are those of a LightningModule."
-        )
-    name = type(model).__name__
-    if not getattr(model, "automatic_optimization", True):
-        raise ConfigError(f"{name} sets automatic_optimization=False; the Trainer cannot leave the steps to it yet.")
-    if unknown := [hook for hook in NOT_CALLED if hasattr(model, hook)]:
-        raise ConfigError(f"{name} defines {', '.join(unknown)}, which the Trainer does not call yet. Remove it.")
-
-
-def _flat(bound: inspect.BoundArguments) -> dict[str, Any]:
-    """The arguments by name, without self, with **kwargs spread out."""
-    arguments: dict[str, Any] = {}
-    for position, (name, value) in enumerate(bound.arguments.items()):
-        kind = bound.signature.parameters[name].kind
-        if position == 0 or kind is inspect.Parameter.VAR_POSITIONAL:
-            continue
-        if kind is inspect.Parameter.VAR_KEYWORD:
-            arguments.update(value)
-        else:
-            arguments[name] = value
-    return arguments
+        load_module(module, checkpoint, module.strict_loading if strict is None else strict)
+        return module if map_location is None else module.to(map_location)

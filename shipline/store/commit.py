@@ -116,15 +116,21 @@ class Publication:
         self._files[name] = entry
         return entry
 
-    def commit(self, manifest: M) -> M:
+    def digests(self) -> dict[str, str]:
+        """Return the sha256 of each file added."""
+        return {name: entry.sha256 for name, entry in self._files.items()}
+
+    def commit(self, manifest: M, replace: bool = False) -> M:
         """Make the directory exist: write the manifest, unless somebody else did.
+
+        With `replace`, what was committed there before is replaced at once: readers see the old files or the new ones.
 
         Raises:
             ExistsError: another publication of this directory was committed first; nothing changed.
         """
         sealed, data = seal(manifest.model_copy(update={"files": dict(self._files)}))
         try:
-            self._directory.create(MANIFEST, data)
+            (self._directory.write if replace else self._directory.create)(MANIFEST, data)
         except ExistsError as error:
             raise ExistsError(
                 f"{self._directory} was committed already, and what is committed never changes."
@@ -135,9 +141,10 @@ class Publication:
 
     def _sweep(self) -> None:
         """Remove what earlier, unfinished publications of this directory left behind."""
-        for name in self._directory.list():
-            if name.startswith("data-") and name != self._nonce:
-                self._remove_quietly(name)
+        with contextlib.suppress(ShiplineError):  # it is committed, whatever becomes of the leftovers
+            for name in self._directory.list():
+                if name.startswith("data-") and name != self._nonce:
+                    self._remove_quietly(name)
 
     def _remove_quietly(self, key: str) -> None:
         # The caller's own error matters more than leftovers, which no reader sees and the next commit sweeps.

@@ -37,7 +37,7 @@ class FileEntry(BaseModel):
 
 def measure(data: Data) -> dict[str, Any]:
     """Return the size and the sha256 of the data."""
-    if isinstance(data, bytes):
+    if isinstance(data, bytes | memoryview):
         return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     with data.open("rb") as file:
         return {"size": data.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

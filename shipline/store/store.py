@@ -18,13 +18,15 @@ from pathlib import Path
 
 import fsspec
 
-from shipline.errors import ConfigError, ExistsError, NotFoundError, StoreError
+from shipline.errors import AccessDeniedError, ConfigError, ExistsError, NotFoundError, StoreError
 from shipline.plugins import missing_extra
 from shipline.store.urls import check_key, join, redact
 
-Data = bytes | Path
+Data = bytes | memoryview | Path
 
 ABANDONED_S = 3600.0
+PART_BYTES = 16 << 20
+PARTS_AT_ONCE = 4
 
 
 class Store(ABC):
@@ -157,7 +159,7 @@ class LocalStore(Store):
         staged = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
         try:
             with staged.open("xb") as file:
-                if isinstance(data, bytes):
+                if isinstance(data, bytes | memoryview):
                     file.write(data)
                 else:
                     with data.open("rb") as source:
@@ -195,8 +197,8 @@ class RemoteStore(Store):
     def write(self, key: str, data: Data) -> None:
         with _explained(self, "write", key):
             path = self._path(key)
-            if isinstance(data, bytes):
-                self._fs.pipe_file(path, data)
+            if isinstance(data, bytes | memoryview):
+                self._pipe(path, data)
                 size = len(data)
             else:
                 self._fs.put_file(str(data), path)
@@ -207,7 +209,7 @@ class RemoteStore(Store):
                 )
 
     def create(self, key: str, data: Data) -> None:
-        content = data if isinstance(data, bytes) else data.read_bytes()
+        content = data.read_bytes() if isinstance(data, Path) else bytes(data)
         with _explained(self, "create", key), self._creating:
             self._fs.pipe_file(self._path(key), content, mode="create")
 
@@ -232,8 +234,30 @@ class RemoteStore(Store):
         with _explained(self, "delete", key), contextlib.suppress(FileNotFoundError):
             self._fs.rm(self._path(key), recursive=True)
 
+    def _pipe(self, path: str, data: bytes | memoryview) -> None:
+        """Large objects go to S3 in parts; of a view only those parts are copied that are on their way."""
+        if isinstance(data, bytes):
+            self._fs.pipe_file(path, data)
+        elif len(data) >= 2 * PART_BYTES and "s3" in self._fs.protocol:
+            self._fs.pipe_file(path, _Parts(data), chunksize=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
+        else:
+            self._fs.pipe_file(path, bytes(data))
+
     def _path(self, key: str) -> str:
         return f"{self._root}/{check_key(key)}"
+
+
+class _Parts:
+    """Bytes that are copied part by part: clients of S3 refuse a view, and would hold a copy of the whole."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, part: slice) -> bytes:
+        return bytes(self._data[part])
 
 
 def _staging(name: str) -> bool:
@@ -272,7 +296,7 @@ def _explained(store: Store, action: str, key: str) -> Iterator[None]:
     except FileExistsError as error:
         raise ExistsError(f"{where} exists already, and what is committed never changes.") from error
     except PermissionError as error:
-        raise StoreError(
+        raise AccessDeniedError(
             f"Cannot {action} {where}: access denied ({_reason(error)}). Check the credentials and their rights."
         ) from error
     except OSError as error:

@@ -148,7 +148,7 @@ TRAIN_MISTAKES = {
         "module.width: Expected a <class 'int'>. Got value: wide"),
     "type of an option": (TRAIN, ["--trainer.max_epochs", "many"], "trainer.max_epochs: Expected a <class 'int'>"),
     "range of an option": (TRAIN, ["--trainer.max_epochs=-3"],
-        "shipline train: Trainer has max_epochs=-3; set a whole number from 0 on."),
+        "shipline train: Trainer has max_epochs=-3; set a whole number from -1 on."),
     "range of an argument": (TRAIN, ["--module.width", "0"], "shipline train: width is 0."),
     "range in a callback": (callback("class_path: ModelCheckpoint, init_args: {save_top_k: -7}"), [],
         "shipline train: ModelCheckpoint has save_top_k=-7"),

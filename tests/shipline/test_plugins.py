@@ -33,10 +33,10 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: ext-plugins\nVersion: 1.0\n")
         (info / "entry_points.txt").write_text(entry_points)
         (tmp_path / "ext_plugins.py").write_text(source)
-        plugins._known.cache_clear()
+        plugins.known.cache_clear()
 
     yield write
-    plugins._known.cache_clear()
+    plugins.known.cache_clear()
     sys.modules.pop("ext_plugins", None)
 
 
@@ -143,10 +143,13 @@ def optional() -> dict[str, list[str]]:
     return found
 
 
+_IMPORTED_AS = {"mlflow-skinny": "mlflow"}
+
+
 def brought(extra: str) -> set[str]:
     """The import names of what `pip install shipline[extra]` adds."""
     names = {re.split(r"[>=;\[ ]", item)[0] for item in optional()[extra]}
-    return {name.replace("-", "_") for name in names - {"shipline"}} | {
+    return {_IMPORTED_AS.get(name, name.replace("-", "_")) for name in names - {"shipline"}} | {
         package
         for item in optional()[extra]
         if (inner := re.fullmatch(r"shipline\[(\w+)\]", item))

@@ -193,11 +193,11 @@ def double_registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let artifacts name the identity double as their backend, and run every backend in a thread."""
     monkeypatch.setitem(plugins.BUILT_IN["backend"], "identity", "doubles:IdentityBackend")
     monkeypatch.setattr("shipline.serve.model.INLINE_S", 0.0)
-    plugins._known.cache_clear()
+    plugins.known.cache_clear()
     try:
         yield
     finally:
-        plugins._known.cache_clear()
+        plugins.known.cache_clear()
 
 
 def publish_identity(url: Path, max_batch: int = 8, **fields: Any) -> None:

@@ -105,6 +105,7 @@ def numbers(count: int, batch_size: int = 1) -> DataLoader[Any]:
 def new_trainer(root: str | Path, **options: Any) -> sl.Trainer:
     """A Trainer on the CPU that prints nothing; its runs lie below `root`."""
     quiet: dict[str, Any] = {"accelerator": "cpu", "default_root_dir": str(root), "enable_progress_bar": False}
+    quiet["enable_model_summary"] = False
     return sl.Trainer(**(quiet | options))
 
 

@@ -37,7 +37,7 @@ from shipline.checkpoint import open_checkpoint
 from shipline.train import loops
 from shipline.train.data import Loaders
 from shipline.train.run import RunDirectory
-from shipline.train.strategy import Ddp
+from shipline.train.strategies import Ddp
 
 SIZES = (1, 2, 5, 37)
 
@@ -90,7 +90,7 @@ def resume(root: str, rank: int) -> list[Any]:
         module = Mlp(dropout=0.5)
         torch.manual_seed(rank if resume is None else 99)
         trainer = new_trainer(root, max_epochs=count, name=name, log_every_n_steps=1)
-        trainer.run = RunDirectory(f"{root}/{name}", "version_0")
+        trainer.run_directory = RunDirectory(f"{root}/{name}", "version_0")
         fit(trainer, module, train_loader(128), val_loader(9, 4), resume)
         return fingerprint(module)
 

@@ -15,7 +15,7 @@ import shipline as sl
 from shipline.checkpoint import open_checkpoint
 from shipline.errors import ConfigError, TrainingError
 from shipline.store import open_store
-from shipline.train import Callback, EarlyStopping, ModelCheckpoint, ProgressBar
+from shipline.train import Callback, EarlyStopping, ModelCheckpoint, ModelSummary, ProgressBar
 
 
 def fit(root: str | Path, scores: list[float], *callbacks: Callback, **options: Any) -> sl.train.Run:
@@ -87,7 +87,7 @@ def test_best_and_last_are_names_of_the_run_and_of_the_experiment(url: str) -> N
 def test_the_score_of_the_best(tmp_path: Path) -> None:
     lowest, unmonitored = ModelCheckpoint(monitor="score"), ModelCheckpoint()
     highest = ModelCheckpoint(monitor="score", mode="max", dirpath=str(tmp_path / "x"))
-    assert (lowest.best_model_path, lowest.last_model_path, lowest.best_model_score) == (None, None, None)
+    assert (lowest.best_model_path, lowest.last_model_path, lowest.best_model_score) == ("", "", None)
     fit(tmp_path, [4.0, 5.0, 2.0], lowest, highest, unmonitored)
     assert (lowest.best_model_score, highest.best_model_score, unmonitored.best_model_score) == (2.0, 5.0, None)
     manifest = open_checkpoint(str(highest.best_model_path)).manifest
@@ -155,8 +155,10 @@ def test_a_metric_that_nobody_logged_names_the_nearest(tmp_path: Path, options: 
     ("options", "message"),
     [
         ({"mode": "mni"}, "ModelCheckpoint has mode='mni'; choose 'min' or 'max'"),
-        ({"save_top_k": -2}, "save_top_k=-2, every_n_epochs=1; -1 and 1 are the least"),
-        ({"every_n_epochs": 0}, "every_n_epochs=0"),
+        ({"save_top_k": -2}, "save_top_k=-2; -1 keeps all"),
+        ({"every_n_epochs": -1}, "every_n_epochs=-1, which must not be negative"),
+        ({"every_n_train_steps": 3, "every_n_epochs": 1}, "has every_n_train_steps, every_n_epochs, of which one"),
+        ({"montior": "x"}, "ModelCheckpoint has no option 'montior'. Did you mean 'monitor'"),
     ],
 )
 def test_settings_of_model_checkpoint_that_are_refused(options: dict[str, Any], message: str) -> None:
@@ -332,10 +334,10 @@ def test_no_bar_where_it_is_not_wanted(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_defaults_are_added_once() -> None:
     added = sl.Trainer().callbacks
-    assert [type(callback) for callback in added] == [ProgressBar, ModelCheckpoint]
+    assert [type(callback) for callback in added] == [ModelSummary, ProgressBar, ModelCheckpoint]
     mine = [ModelCheckpoint(monitor="x"), ProgressBar()]
-    assert set(sl.Trainer(callbacks=mine).callbacks) == set(mine)
-    assert sl.Trainer(enable_checkpointing=False, enable_progress_bar=False).callbacks == []
+    assert set(sl.Trainer(callbacks=mine, enable_model_summary=False).callbacks) == set(mine)
+    assert sl.Trainer(enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False).callbacks == []
 
 
 # ---- a user's own ----------------------------------------------------------------------------------------------------

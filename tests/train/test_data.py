@@ -14,7 +14,8 @@ from training import Scripted, bare_trainer, new_trainer, numbers, same_weights
 
 from shipline.errors import ConfigError
 from shipline.train import DataModule, seed_everything
-from shipline.train.data import FINGERPRINT_ROWS, Loaders
+from shipline.train.data import Loaders
+from shipline.train.data.fingerprint import FINGERPRINT_ROWS
 from shipline.train.seed import current_seed, isolate_rng, rng_state, set_rng_state
 
 

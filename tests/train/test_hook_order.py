@@ -15,13 +15,24 @@ from training import bare_trainer, numbers
 
 from shipline.train import Callback, DataModule, Module
 from shipline.train.hooks import ModuleHooks
+from shipline.train.loops.optimization import OptimizationHooks
 
 Event = tuple[str, int, int]  # who.hook, current_epoch, global_step
 
 # Lightning warns of few data workers, of no logger, and of its own future.
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-MODULE_HOOKS = [name for name in vars(ModuleHooks) if name.startswith("on_")]
+
+def hooks_of(cls: type) -> list[str]:
+    return [name for name in vars(cls) if not name.startswith("_") and callable(getattr(cls, name))]
+
+
+# What they do remains; what users call, and Lightning does not, is no hook.
+CALLED_BY_USERS = {
+    "optimizers", "lr_schedulers", "manual_backward", "clip_gradients", "toggle_optimizer", "untoggle_optimizer",
+    "trainer",
+}  # fmt: skip
+MODULE_HOOKS = sorted({*hooks_of(ModuleHooks), *hooks_of(OptimizationHooks)} - CALLED_BY_USERS)
 CALLBACK_HOOKS = [name for name in vars(Callback) if name.startswith(("on_", "setup", "teardown"))]
 
 
@@ -46,7 +57,7 @@ def recording_callback(base: type, who: str, events: list[Event], **attributes: 
     return type(who, (base,), {name: hook(name) for name in CALLBACK_HOOKS} | attributes)()
 
 
-def recording_module(base: Any, events: list[Event]) -> Any:
+def recording_module(base: Any, events: list[Event]) -> Any:  # noqa: C901 -- a class with its hooks
     """A module that writes down each of its hooks and steps."""
 
     def hook(name: str) -> Any:
@@ -76,10 +87,19 @@ def recording_module(base: Any, events: list[Event]) -> Any:
 
         def configure_optimizers(self) -> Any:
             hook("configure_optimizers")(self)
-            return torch.optim.SGD(self.parameters(), lr=0.1)
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+            each = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+            return [optimizer], [{"scheduler": each, "interval": "step"}, {"scheduler": each, "interval": "epoch"}]
+
+    def passing(name: str) -> Any:
+        def act(self: Any, *arguments: Any, **named: Any) -> Any:
+            hook(name)(self)
+            return getattr(super(Recording, self), name)(*arguments, **named)
+
+        return act
 
     for name in MODULE_HOOKS:
-        setattr(Recording, name, hook(name))
+        setattr(Recording, name, passing(name))
     return Recording()
 
 
@@ -121,6 +141,9 @@ def run(trainer: Any, module: Any, data: Any) -> None:
         {"max_epochs": 3, "num_sanity_val_steps": 0, "check_val_every_n_epoch": 2},
         {"max_epochs": 2, "limit_train_batches": 2, "limit_val_batches": 1},
         {"max_epochs": 1, "limit_val_batches": 0},
+        {"max_epochs": 2, "accumulate_grad_batches": 2, "gradient_clip_val": 0.5},
+        {"max_epochs": 1, "limit_train_batches": 0.7, "limit_val_batches": 0.5, "gradient_clip_algorithm": "value"},
+        {"fast_dev_run": True},
     ],
 )
 def test_hooks_come_in_the_order_of_lightning(options: dict[str, Any]) -> None:
@@ -173,6 +196,6 @@ def test_hooks_come_in_the_order_of_lightning_until_an_error() -> None:
     ours = bare_trainer(max_epochs=1, callbacks=[recording_callback(Callback, "first", found, on_after_backward=fail)])
     with pytest.raises(RuntimeError, match="stop here"):
         ours.fit(recording_module(Module, found), datamodule=recording_data(DataModule, found))
-    assert found[-3][0] == "first.on_exception"
+    assert expected[-1][0] == "first.on_exception"
     # Lightning leaves it at that; we take down what was set up.
-    assert found == [*expected, ("data.teardown fit", 0, 0), ("first.teardown", 0, 0)]
+    assert found == [*expected, ("data.teardown fit", 0, 0), ("first.teardown", 0, 0), ("module.teardown", 0, 0)]

@@ -49,8 +49,12 @@ def test_a_metric_that_comes_later_gets_its_column(tmp_path: Path) -> None:
     assert text(str(tmp_path)) == "step,a,b\n0,,0.0\n1,1.0,\n"
 
 
-@pytest.mark.parametrize(("resumed_step", "steps"), [(None, ["3"]), (0, ["3"]), (1, ["1", "3"]), (2, ["1", "2", "3"])])
-def test_rows_up_to_the_resumed_step_are_kept(url: str, resumed_step: int | None, steps: list[str]) -> None:
+@pytest.mark.parametrize(("resumed_step", "steps"), [(None, ["3"]), (0, ["3"]), (2, ["1", "3"]), (3, ["1", "2", "3"])])
+@pytest.mark.parametrize("with_state", [False, True])
+def test_rows_before_the_resumed_step_are_kept(
+    url: str, resumed_step: int | None, steps: list[str], with_state: bool
+) -> None:
+    """With a state of the logger they are counted, so that an axis of the user's own is kept, too."""
     first = CSVLogger()
     first.open(open_store(url), None)
     for step in (1, 2):
@@ -58,6 +62,9 @@ def test_rows_up_to_the_resumed_step_are_kept(url: str, resumed_step: int | None
     first.log_metrics({"b": 5.0}, 2)
     first.save()
     later = CSVLogger()
+    if with_state and resumed_step is not None:
+        later.load_state_dict({"rows": len(steps) - 1})
+        resumed_step = 0
     later.open(open_store(url), resumed_step)
     later.log_metrics({"a": 3.0}, 3)
     later.save()
@@ -105,13 +112,13 @@ def test_a_logger_that_was_never_opened_writes_nothing() -> None:
 
 def test_a_run_writes_its_metrics(url: str) -> None:
     run = new_trainer(url, max_epochs=2).fit(Scripted([1.0, 0.5]), numbers(3), numbers(1))
-    assert text(str(run.url)) == "step,epoch,score\n3,0,1.0\n6,1,0.5\n"
+    assert text(str(run.url)) == "step,epoch,score\n2,0,1.0\n5,1,0.5\n"
 
 
 def test_a_run_that_fails_keeps_the_metrics_it_had(tmp_path: Path) -> None:
     with pytest.raises(IndexError):
         new_trainer(tmp_path, max_epochs=2).fit(Scripted([1.0]), numbers(3), numbers(1))
-    assert metric_rows(str(tmp_path / "scripted" / "version_0")) == [{"step": "3", "epoch": "0", "score": "1.0"}]
+    assert metric_rows(str(tmp_path / "scripted" / "version_0")) == [{"step": "2", "epoch": "0", "score": "1.0"}]
 
 
 class Told(Logger):
@@ -120,7 +127,8 @@ class Told(Logger):
     def __init__(self) -> None:
         self.events: list[Any] = []
 
-    def open(self, run: Store, resumed_step: int | None) -> None:
+    def open(self, run: Store | None, resumed_step: int | None) -> None:
+        assert run is not None
         self.events.append(("open", run.url, resumed_step))
 
     def log_hyperparams(self, params: dict[str, Any]) -> None:
@@ -132,13 +140,17 @@ class Told(Logger):
     def save(self) -> None:
         self.events.append("save")
 
+    def finalize(self, status: str) -> None:
+        self.events.append(status)
+
 
 def test_what_a_logger_is_told(tmp_path: Path) -> None:
     told, also = Told(), Recorder()
     run = new_trainer(tmp_path, max_epochs=1, logger=[told, also]).fit(Scripted([0.5]), numbers(2), numbers(1))
     metrics = {"score": 0.5, "epoch": 0}
-    assert told.events == [("open", run.url, None), ("hyperparams", "score"), ("metrics", metrics, 2), "save"]
-    assert also.rows == [(2, metrics)]
+    logged = [("open", run.url, None), ("hyperparams", "score"), ("metrics", metrics, 1)]
+    assert told.events == [*logged, "save", "save", "success"]  # before the checkpoint, and at the end
+    assert also.rows == [(1, metrics)]
     assert "metrics.csv" not in open_store(str(run.url)).list()
 
     again = Told()

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import ExponentialLR, LambdaLR, ReduceLROnPlateau,
 from training import Scripted, bare_trainer, numbers, on_hook
 
 from shipline.errors import ConfigError
-from shipline.train.optimizers import parse_optimizers
+from shipline.train.loops.schedules import parse_optimizers
 
 OPTIMIZER = SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
 STEP = StepLR(OPTIMIZER, 1)
@@ -41,7 +41,7 @@ PLATEAU = ReduceLROnPlateau(OPTIMIZER)
     ],
 )
 def test_every_form_that_may_be_returned(returned: Any, schedulers: list[Any]) -> None:
-    optimizer, schedules = parse_optimizers(returned)
+    [optimizer], schedules = parse_optimizers(returned)
     assert optimizer is OPTIMIZER
     assert [schedule.scheduler for schedule in schedules] == schedulers
 
@@ -49,7 +49,7 @@ def test_every_form_that_may_be_returned(returned: Any, schedulers: list[Any]) -
 def test_the_settings_of_a_scheduler() -> None:
     settings = {"scheduler": STEP, "interval": "step", "frequency": 3, "monitor": "x", "strict": False, "name": "lr"}
     [schedule] = parse_optimizers({"optimizer": OPTIMIZER, "lr_scheduler": settings})[1]
-    assert vars(schedule) == settings
+    assert vars(schedule) == settings | {"reduce_on_plateau": False}
     [default] = parse_optimizers(([OPTIMIZER], [STEP]))[1]
     assert (default.interval, default.frequency, default.strict) == ("epoch", 1, True)
     [named] = parse_optimizers({"optimizer": OPTIMIZER, "lr_scheduler": PLATEAU, "monitor": "val_loss"})[1]
@@ -59,12 +59,9 @@ def test_the_settings_of_a_scheduler() -> None:
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
-        (None, "One optimizer is needed; got none: return an optimizer"),
-        ([], "One optimizer is needed; got none"),
-        ("sgd", "One optimizer is needed; got str"),
-        ([OPTIMIZER, OPTIMIZER], "One optimizer is needed; got SGD, SGD"),
-        ((OPTIMIZER, STEP), "One optimizer is needed; got SGD, StepLR"),
-        (([OPTIMIZER, OPTIMIZER], [STEP]), "got SGD, SGD"),
+        ([], "Optimizers are needed; got none: return an optimizer"),
+        ("sgd", "Optimizers are needed; got str"),
+        ((OPTIMIZER, STEP), "Optimizers are needed; got SGD, StepLR"),
         ({"lr_scheduler": STEP}, "returned a dict without 'optimizer'"),
         (
             {"optimizer": OPTIMIZER, "lr_schedular": STEP},
@@ -115,7 +112,7 @@ def halves(optimizer: Optimizer) -> ExponentialLR:
         ({}, [1, 1, 0.5, 0.5, 0.25, 0.25]),
         ({"frequency": 2}, [1, 1, 1, 1, 0.5, 0.5]),
         ({"interval": "step"}, [1, 0.5, 0.25, 0.125, 0.0625, 0.03125]),
-        ({"interval": "step", "frequency": 4}, [1, 1, 1, 1, 0.5, 0.5]),
+        ({"interval": "step", "frequency": 2}, [1, 1, 0.5, 0.5, 0.25, 0.25]),
     ],
 )
 def test_when_a_scheduler_steps(settings: dict[str, Any], rates: list[float]) -> None:
@@ -148,7 +145,7 @@ def plateau(optimizer: Optimizer) -> ReduceLROnPlateau:
     [
         ({}, 1, [1, 1, 1, 0.5]),
         ({"frequency": 2}, 1, [1, 1, 1, 1]),
-        ({}, 2, [1, 1, 1, 1]),
+        ({}, 2, [1, 1, 1, 0.5]),  # as in Lightning: in the third epoch by the validation of the second
         ({"monitor": "train_score", "interval": "step"}, 1, [1, 1, 0.5, 0.25]),
         ({"monitor": "scor", "strict": False}, 1, [1, 1, 1, 1]),
     ],

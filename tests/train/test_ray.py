@@ -132,11 +132,11 @@ def test_the_run_and_its_checkpoints_are_on_s3(trained: Trained, bucket: str) ->
     assert [row["epoch"] for row in metric_rows(str(trained.run.url)) if "rows" in row] == [*"012345"]
 
 
-def test_lineage_names_workers_seed_and_data(trained: Trained) -> None:
+def test_lineage_names_workers_seed_and_data(trained: Trained, tmp_path: Path) -> None:
     lineage = trained.checkpoint.manifest.lineage
     assert (lineage.world_size, lineage.seed) == (2, 0)
     assert "ray" in lineage.packages
-    one = bare_trainer(max_epochs=0)
+    one = new_trainer(tmp_path, max_steps=1, num_sanity_val_steps=0, enable_checkpointing=False)
     one.fit(Counting(), train_loader(1399), val_loader(VAL_ROWS))
     assert lineage.data_fingerprint == one.lineage.data_fingerprint
 

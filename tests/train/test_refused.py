@@ -13,24 +13,12 @@ import shipline as sl
 from shipline.errors import ConfigError
 
 
-class Manual(Mlp):
-    automatic_optimization = False
-
-
-class Steps(Mlp):
-    def optimizer_step(self, *arguments: Any) -> None: ...
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None: ...
-
-
 @pytest.mark.parametrize("entry", ["fit", "validate", "test", "predict"])
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (torch.nn.Linear(2, 2), r"A Trainer needs a shipline\.Module; got Linear"),
-        (sl.DataModule(), r"A Trainer needs a shipline\.Module; got DataModule"),
-        (Manual(), "Manual sets automatic_optimization=False"),
-        (Steps(), "Steps defines on_save_checkpoint, optimizer_step, which the Trainer does not call yet"),
+        (torch.nn.Linear(2, 2), r"A Trainer needs a shipline\.Module or a LightningModule; got Linear"),
+        (sl.DataModule(), r"A Trainer needs a shipline\.Module or a LightningModule; got DataModule"),
     ],
 )
 def test_what_the_trainer_would_leave_out_is_refused(tmp_path: Path, entry: str, model: Any, message: str) -> None:

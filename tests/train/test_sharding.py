@@ -24,8 +24,9 @@ from torch.utils.data import (
 )
 
 from shipline.errors import ConfigError
-from shipline.train.sharding import ExactShard, shard
-from shipline.train.strategy import SingleProcess
+from shipline.train.data import CombinedLoader, any_feed
+from shipline.train.data.sharding import shard
+from shipline.train.strategies import Strategy
 
 
 class Range(Dataset[int]):
@@ -41,45 +42,53 @@ class Range(Dataset[int]):
         return index
 
 
-def shares(loader: DataLoader[Any], world_size: int, *, training: bool, epoch: int = 0) -> list[list[int]]:
-    """The rows of each worker, in its order."""
+def shares(loader: DataLoader[Any], world_size: int, epoch: int = 0) -> list[list[int]]:
+    """The rows that each worker trains on, in its order."""
     found = []
     for rank in range(world_size):
-        own = shard(loader, rank, world_size, training=training)
-        if training:
-            own.sampler.set_epoch(epoch)
+        own = shard(loader, rank, world_size)
+        own.sampler.set_epoch(epoch)
         found.append([int(row) for batch in own for row in batch])
     return found
 
 
+def batches(loader: Any, world_size: int) -> list[list[Any]]:
+    """The batches that each worker evaluates."""
+    feeds = [any_feed(loader, world_size, rank) for rank in range(world_size)]
+    return [[batch for batch, _last in feed.batches(None)] for feed in feeds]
+
+
 @given(st.integers(0, 40), st.integers(1, 6), st.integers(1, 7))
-def test_in_evaluation_each_row_comes_up_exactly_once(rows: int, world_size: int, batch_size: int) -> None:
-    found = shares(DataLoader(Range(rows), batch_size), world_size, training=False)
-    assert sorted(row for share in found for row in share) == list(range(rows))
-    assert max(map(len, found)) - min(map(len, found)) <= 1
-    assert [len(ExactShard(Range(rows), rank, world_size)) for rank in range(world_size)] == list(map(len, found))
+def test_in_evaluation_workers_share_the_batches_of_one(rows: int, world_size: int, batch_size: int) -> None:
+    """Not their rows: so every batch is what one worker alone would see, and no row comes twice."""
+    loader = DataLoader(Range(rows), batch_size)
+    found = [[batch.tolist() for batch in share] for share in batches(loader, world_size)]
+    alone = [batch.tolist() for batch in loader]
+    assert [share[index // world_size] for index in range(len(alone)) for share in [found[index % world_size]]] == alone
+    assert sum(map(len, found)) == len(alone)
+    assert [len(any_feed(loader, world_size, rank)) for rank in range(world_size)] == list(map(len, found))
 
 
-@given(st.integers(1, 40), st.integers(1, 6), st.booleans())
+@given(st.integers(1, 40), st.integers(2, 6), st.booleans())
 def test_in_training_all_workers_get_equally_many_rows(rows: int, world_size: int, shuffle: bool) -> None:
-    found = shares(DataLoader(Range(rows), 4, shuffle=shuffle), world_size, training=True)
+    found = shares(DataLoader(Range(rows), 4, shuffle=shuffle), world_size)
     assert len({len(share) for share in found}) == 1
     assert {row for share in found for row in share} == set(range(rows))
     assert sum(map(len, found)) < rows + world_size
 
 
 def test_in_training_a_loader_that_drops_its_last_batch_repeats_no_row() -> None:
-    found = shares(DataLoader(Range(11), 2, drop_last=True), 2, training=True)
+    found = shares(DataLoader(Range(11), 2, drop_last=True), 2)
     assert found == [[0, 2, 4, 6], [1, 3, 5, 7]]
 
 
 def test_workers_shuffle_alike_and_anew_each_epoch() -> None:
     loader = DataLoader(Range(20), 4, shuffle=True)
-    first, again, next_epoch = (shares(loader, 2, training=True, epoch=epoch) for epoch in (0, 0, 1))
+    first, again, next_epoch = (shares(loader, 2, epoch=epoch) for epoch in (0, 0, 1))
     assert first == again
     assert first != next_epoch
     assert sorted(first[0] + first[1]) == list(range(20))
-    assert shares(DataLoader(Range(20), 4), 2, training=True)[0] == list(range(0, 20, 2))
+    assert shares(DataLoader(Range(20), 4), 2)[0] == list(range(0, 20, 2))
 
 
 def collate(rows: list[int]) -> torch.Tensor:
@@ -92,15 +101,13 @@ def test_a_share_keeps_the_settings_of_its_loader() -> None:
         Range(8), 3, collate_fn=collate, num_workers=1, prefetch_factor=5, persistent_workers=True, timeout=9,
         drop_last=True, generator=generator, multiprocessing_context="spawn",
     )  # fmt: skip
-    own = shard(loader, 0, 2, training=False)
+    own = shard(loader, 0, 2)
     for name in (
         "dataset", "batch_size", "collate_fn", "num_workers", "prefetch_factor", "persistent_workers", "timeout",
         "drop_last", "generator", "pin_memory", "worker_init_fn", "multiprocessing_context",
     ):  # fmt: skip
         assert getattr(own, name) == getattr(loader, name), name
-    assert [batch.tolist() for batch in shard(DataLoader(Range(5), 2, collate_fn=collate), 1, 2, training=False)] == [
-        [10, 30]
-    ]
+    assert [batch.tolist() for batch in shard(DataLoader(Range(4), 2, collate_fn=collate), 1, 2)] == [[10, 30]]
 
 
 class Stream(IterableDataset[int]):
@@ -130,29 +137,42 @@ class Reversed(Sampler[int]):
         DataLoader(Range(4), sampler=RandomSampler(Range(4), num_samples=2)),
     ],
 )
-@pytest.mark.parametrize("training", [True, False])
-def test_an_order_of_the_users_own_is_not_replaced(loader: Any, training: bool) -> None:
-    """Other rows than the user chose would be a silent mistake."""
-    with pytest.raises(ConfigError, match=r"3 workers need a share of the rows each, .* or shard it yourself"):
-        shard(loader, 0, 3, training=training)
+def test_an_order_of_the_users_own_is_not_replaced(loader: Any) -> None:
+    """Other rows than the user chose would be a silent mistake; in evaluation each worker goes through that order."""
+    with pytest.raises(ConfigError, match=r"3 workers need a share of the rows each, .* shard it yourself"):
+        shard(loader, 0, 3)
+    torch.manual_seed(0)
+    alone = list(loader)
+    shared: list[Any] = [None] * len(alone)
+    for rank in range(3):
+        torch.manual_seed(0)
+        shared[rank::3] = [batch for batch, _last in any_feed(loader, 3, rank).batches(None)]
+    assert [torch.as_tensor(batch).tolist() for batch in shared] == [torch.as_tensor(batch).tolist() for batch in alone]
 
 
 @pytest.mark.parametrize(
     "loader",
     [
         None,
-        [torch.zeros(1)],
         DataLoader(Range(4), sampler=DistributedSampler(Range(4), num_replicas=2, rank=0)),
     ],
 )
-@pytest.mark.parametrize("training", [True, False])
-def test_what_is_sharded_already_is_left_alone(loader: Any, training: bool) -> None:
-    assert shard(loader, 0, 2, training=training) is loader
+def test_what_is_sharded_already_is_left_alone(loader: Any) -> None:
+    assert shard(loader, 0, 2) is loader
+
+
+def test_each_of_several_loaders_is_shared() -> None:
+    loaders = {"a": DataLoader(Range(4), 2), "b": [DataLoader(Range(6), 3)]}
+    own = shard(loaders, 1, 2)
+    assert [batch.tolist() for batch in own["a"]] == [[1, 3]]
+    assert [batch.tolist() for batch in own["b"][0]] == [[1, 3, 5]]
+    combined = shard(CombinedLoader(loaders, "min_size"), 1, 2)
+    assert (combined.mode, len(combined.flattened)) == ("min_size", 2)
 
 
 def test_one_process_takes_all() -> None:
     loader = DataLoader(TensorDataset(torch.zeros(3)), sampler=SequentialSampler(Range(3)))
-    strategy = SingleProcess()
-    assert strategy.shard(loader, shuffle=True) is loader
+    strategy = Strategy()
+    assert shard(loader, strategy.rank, strategy.world_size) is loader
     assert strategy.gather("x") == ["x"]
     strategy.barrier()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from shipline.train.configurable import Configurable
+
 if TYPE_CHECKING:
     import torch
 
@@ -11,11 +13,13 @@ if TYPE_CHECKING:
     from shipline.train.trainer import Trainer
 
 
-class Callback:
+class Callback(Configurable):
     """Acts at the hooks of a run; see `ModuleHooks` for when each is called. State to keep goes in state_dict."""
 
     #: Callbacks that look at finished metrics come after all others at the end of an epoch.
     monitors = False
+    #: Callbacks that save what everybody has done come after all others, and after the module, at every hook.
+    saves = False
 
     @property
     def state_key(self) -> str:
@@ -102,4 +106,52 @@ class Callback:
         """See ModuleHooks."""
 
     def on_test_epoch_end(self, trainer: Trainer, module: Module) -> None:
+        """See ModuleHooks."""
+
+    def on_save_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
+        """See ModuleHooks; a callback's own state belongs in state_dict."""
+
+    def on_load_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
+        """See ModuleHooks."""
+
+    def on_predict_start(self, trainer: Trainer, module: Module) -> None:
+        """See ModuleHooks."""
+
+    def on_predict_end(self, trainer: Trainer, module: Module) -> None:
+        """See ModuleHooks."""
+
+    def on_predict_epoch_start(self, trainer: Trainer, module: Module) -> None:
+        """See ModuleHooks."""
+
+    def on_predict_epoch_end(self, trainer: Trainer, module: Module) -> None:
+        """See ModuleHooks."""
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, module: Module, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """See ModuleHooks."""
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """See ModuleHooks."""
+
+    def on_test_batch_start(
+        self, trainer: Trainer, module: Module, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """See ModuleHooks."""
+
+    def on_test_batch_end(
+        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """See ModuleHooks."""
+
+    def on_predict_batch_start(
+        self, trainer: Trainer, module: Module, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """See ModuleHooks."""
+
+    def on_predict_batch_end(
+        self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         """See ModuleHooks."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -11,6 +12,8 @@ from shipline.train.callbacks.base import Callback
 if TYPE_CHECKING:
     from shipline.train.module import Module
     from shipline.train.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 
 class EarlyStopping(Callback):
@@ -25,6 +28,9 @@ class EarlyStopping(Callback):
         check_finite: stop when the metric is NaN or infinite.
         stopping_threshold: stop as soon as the metric is better than this.
         divergence_threshold: stop as soon as the metric is worse than this.
+        check_on_train_epoch_end: look at the end of epochs, not of validations; default: where each epoch ends in one.
+        log_rank_zero_only: taken for Lightning's sake: one worker logs.
+        verbose: log every improvement.
     """
 
     monitors = True
@@ -32,14 +38,16 @@ class EarlyStopping(Callback):
     def __init__(
         self,
         monitor: str,
-        *,
         min_delta: float = 0.0,
         patience: int = 3,
+        verbose: bool = False,
         mode: Literal["min", "max"] = "min",
         strict: bool = True,
         check_finite: bool = True,
         stopping_threshold: float | None = None,
         divergence_threshold: float | None = None,
+        check_on_train_epoch_end: bool | None = None,
+        log_rank_zero_only: bool = False,
     ) -> None:
         if mode not in ("min", "max"):
             raise ConfigError(f"EarlyStopping has mode={mode!r}; choose 'min' or 'max'.")
@@ -51,6 +59,8 @@ class EarlyStopping(Callback):
         self.check_finite = check_finite
         self.stopping_threshold = stopping_threshold
         self.divergence_threshold = divergence_threshold
+        self.check_on_train_epoch_end = check_on_train_epoch_end
+        self.verbose = verbose
         self._begin()
 
     def _begin(self) -> None:
@@ -79,19 +89,37 @@ class EarlyStopping(Callback):
             self._begin()
 
     def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
-        """Look at the metric, and stop the run where it is time."""
-        if not trainer.validated_this_epoch:
-            return
+        """Look at the metric, where epochs are what counts."""
+        if self._at_epoch_end(trainer):
+            self._look(trainer)
+
+    def on_validation_end(self, trainer: Trainer, module: Module) -> None:
+        """Look at the metric, where validations are what counts."""
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and not self._at_epoch_end(trainer):
+            self._look(trainer)
+
+    def _at_epoch_end(self, trainer: Trainer) -> bool:
+        if self.check_on_train_epoch_end is not None:
+            return self.check_on_train_epoch_end
+        if not trainer.enable_validation:
+            return True
+        return trainer.check_val_every_n_epoch == 1 and trainer.val_check_interval == 1.0
+
+    def _look(self, trainer: Trainer) -> None:
         metrics = trainer.callback_metrics
+        if trainer.fast_dev_run or (self.monitor not in metrics and not self.strict):
+            return
         if self.monitor not in metrics:
-            if not self.strict:
-                return
             raise ConfigError(
                 f"EarlyStopping monitors {self.monitor!r}, which nobody logged.{nearest(self.monitor, metrics)} "
                 f"Logged: {', '.join(metrics) or 'nothing'}."
             )
+        before = self.best_score
         self.reason = self._judge(float(metrics[self.monitor]))
+        if self.verbose and self.best_score != before:
+            logger.info("%s improved to %.6g.", self.monitor, self.best_score)
         if self.reason is not None:
+            logger.info("Stopping: %s.", self.reason)
             self.stopped_epoch = trainer.current_epoch
             trainer.should_stop = True
 

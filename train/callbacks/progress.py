@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
 from shipline.train.callbacks.base import Callback
 
@@ -40,7 +42,7 @@ class ProgressBar(Callback):
             TextColumn("{task.fields[metrics]}"), console=console, auto_refresh=False, transient=True,
         )  # fmt: skip
         self._progress.start()
-        total = trainer.num_training_batches
+        total = None if trainer.num_training_batches == math.inf else int(trainer.num_training_batches)
         self._task = self._progress.add_task("", total=total, epoch=self._epoch(trainer), metrics="")
 
     def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -65,6 +67,24 @@ class ProgressBar(Callback):
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print above the bar."""
+        if self._progress is not None:
+            self._progress.console.print(*args, **kwargs)
+        else:
+            print(*args, **kwargs)  # noqa: T201
+
+    def print_results(self, stage: str, results: list[dict[str, float]]) -> None:
+        """Print the metrics of a validation or a test, a column for each loader."""
+        table = Table(title=stage)
+        table.add_column("metric")
+        for index in range(len(results)):
+            table.add_column(f"loader {index}" if len(results) > 1 else "value")
+        for name in dict.fromkeys(name for found in results for name in found):
+            table.add_row(name, *(f"{found[name]:.6g}" if name in found else "" for found in results))
+        if table.row_count:
+            Console().print(table)
 
     @staticmethod
     def _epoch(trainer: Trainer) -> str:

@@ -5,19 +5,58 @@ from __future__ import annotations
 from typing import Any
 
 from shipline.store import Store
+from shipline.train.configurable import Configurable
 
 
-class Logger:
-    """Takes metrics and settings of a run; called on the first worker only."""
+class Logger(Configurable):
+    """Takes metrics and settings of a run; called on the first worker only. Names are PyTorch Lightning's.
 
-    def open(self, run: Store, resumed_step: int | None) -> None:
-        """Begin, or go on after `resumed_step` where a run is resumed; files go below `run`."""
+    `save` may be called in another thread than the rest.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what says how far the records go: plain data."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a state of `state_dict`; `open` follows."""
+
+    def open(self, run: Store | None, resumed_step: int | None) -> None:
+        """Begin; or go on where a run is resumed, with its `resumed_step`-th step: what was logged from there is void.
+
+        Args:
+            run: below it files go; None where the run has no directory.
+            resumed_step: of the axis that `log_metrics` gets.
+        """
+
+    @property
+    def experiment(self) -> Any:
+        """What the logger writes with: the object of the library behind it."""
+        return None
+
+    @property
+    def name(self) -> str | None:
+        """The name of the experiment."""
+        return None
+
+    @property
+    def version(self) -> str | int | None:
+        """The version of the experiment."""
+        return None
+
+    @property
+    def log_dir(self) -> str | None:
+        """URL of the directory that holds the files."""
+        return None
 
     def log_hyperparams(self, params: dict[str, Any]) -> None:
-        """Take the run's settings."""
+        """Take the arguments that the module was made with."""
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        """Take the metrics of an optimizer step."""
+        """Take the metrics of a step, counted from 0."""
 
     def save(self) -> None:
         """Write what was taken so far."""
+
+    def finalize(self, status: str) -> None:
+        """End: "success" or "failed"."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import threading
+from typing import Any
 
 from shipline.errors import NotFoundError
 from shipline.store import Store
@@ -24,36 +26,60 @@ class CSVLogger(Logger):
         self._run: Store | None = None
         self._rows: dict[int, dict[str, str]] = {}
         self._unsaved = 0
+        self._kept: int | None = None
+        self._lock = threading.Lock()
 
-    def open(self, run: Store, resumed_step: int | None) -> None:
-        """Begin with an empty file, or with the rows up to the step that a resumed run goes on from."""
-        self._run = run
-        self._rows = {}
-        if resumed_step is None:
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+    @property
+    def log_dir(self) -> str | None:
+        """URL of the run's directory."""
+        return None if self._run is None else str(self._run)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return how many rows there are: a resumed run writes those after them anew."""
+        return {"rows": len(self._rows)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the number of rows to go on after."""
+        self._kept = state["rows"]
+
+    def open(self, run: Store | None, resumed_step: int | None) -> None:
+        """Begin with an empty file, or with the rows that a resumed run goes on after."""
+        kept, self._kept = self._kept, None
+        self._run, self._rows = run, {}
+        if resumed_step is None or run is None:
             return
         try:
             text = run.read(FILE).decode()
         except NotFoundError:
             return
-        for row in csv.DictReader(io.StringIO(text)):
-            if int(row["step"]) <= resumed_step:
-                self._rows[int(row.pop("step"))] = {name: value for name, value in row.items() if value}
+        for number, row in enumerate(csv.DictReader(io.StringIO(text))):
+            step = int(row.pop("step"))
+            if number < kept if kept is not None else step < resumed_step:
+                self._rows[step] = {name: value for name, value in row.items() if value}
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         """Take the metrics; several calls for one step share a row."""
-        self._rows.setdefault(step, {}).update({name: repr(value) for name, value in metrics.items()})
-        self._unsaved += 1
+        with self._lock:
+            self._rows.setdefault(step, {}).update({name: repr(value) for name, value in metrics.items()})
+            self._unsaved += 1
         if self._unsaved >= self._flush_every:
             self.save()
 
     def save(self) -> None:
         """Write the file anew, whole: a reader never sees half a row, on any store."""
-        if self._run is None or not self._unsaved:
-            return
-        names = sorted({name for row in self._rows.values() for name in row})
-        text = io.StringIO()
-        writer = csv.DictWriter(text, ["step", *names], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({"step": step, **row} for step, row in self._rows.items())
-        self._run.write(FILE, text.getvalue().encode())
-        self._unsaved = 0
+        with self._lock:
+            if self._run is None or not self._unsaved:
+                return
+            names = sorted({name for row in self._rows.values() for name in row})
+            text = io.StringIO()
+            writer = csv.DictWriter(text, ["step", *names], lineterminator="\n")
+            writer.writeheader()
+            writer.writerows({"step": step, **row} for step, row in self._rows.items())
+            self._run.write(FILE, text.getvalue().encode())
+            self._unsaved = 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +11,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from shipline.errors import ConfigError, nearest
+
+logger = logging.getLogger(__name__)
 
 _FORMS = (
     "return an optimizer, ([optimizer], [scheduler]) or {'optimizer': ..., 'lr_scheduler': ...} "
@@ -27,6 +30,7 @@ class Schedule:
     monitor: str | None = None
     strict: bool = True
     name: str | None = None
+    reduce_on_plateau: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.scheduler, Optimizer) or not hasattr(self.scheduler, "step"):
@@ -37,20 +41,14 @@ class Schedule:
             raise ConfigError(f"lr_scheduler has frequency={self.frequency!r}; set a whole number from 1 on.")
         if self.interval not in ("epoch", "step"):
             raise ConfigError(f"lr_scheduler has interval={self.interval!r}; choose 'epoch' or 'step'.")
-        if self.needs_metric and self.monitor is None:
-            raise ConfigError("ReduceLROnPlateau needs a metric: {'scheduler': ..., 'monitor': 'val_loss'}.")
+        self.reduce_on_plateau |= isinstance(self.scheduler, ReduceLROnPlateau)
 
-    @property
-    def needs_metric(self) -> bool:
-        """Whether the scheduler steps on the value of a metric."""
-        return isinstance(self.scheduler, ReduceLROnPlateau)
-
-    def step(self, metrics: Mapping[str, Any]) -> None:
-        """Step, with the monitored metric where one is needed."""
-        if not self.needs_metric:
-            self.scheduler.step()
+    def step(self, metrics: Mapping[str, Any], act: Callable[[Any, Any], None]) -> None:
+        """Let `act` step the scheduler, with the monitored metric where one is needed, else with None."""
+        if not self.reduce_on_plateau:
+            act(self.scheduler, None)
         elif (value := metrics.get(str(self.monitor))) is not None:
-            self.scheduler.step(value)
+            act(self.scheduler, value)
         elif self.strict:
             raise ConfigError(
                 f"lr_scheduler monitors {self.monitor!r}, which nobody logged.{nearest(str(self.monitor), metrics)} "
@@ -58,17 +56,28 @@ class Schedule:
             )
 
 
-def parse_optimizers(returned: Any) -> tuple[Optimizer, list[Schedule]]:
-    """Return the optimizer and its schedules, from any form that `configure_optimizers` may return.
+def parse_optimizers(returned: Any, automatic: bool = True) -> tuple[list[Optimizer], list[Schedule]]:
+    """Return the optimizers and their schedules, from any form that `configure_optimizers` may return.
+
+    Args:
+        returned: what it returned; None is to train without an optimizer.
+        automatic: whether the schedules are stepped by the loop, which then must know what they monitor.
 
     Raises:
-        ConfigError: it is none of those forms, or more than one optimizer.
+        ConfigError: it is none of those forms.
     """
+    if returned is None:
+        return [], []
     optimizers, schedules = _split(returned)
-    if len(optimizers) != 1 or not isinstance(optimizers[0], Optimizer):
+    if not optimizers or not all(isinstance(item, Optimizer) for item in optimizers):
         found = ", ".join(type(item).__name__ for item in optimizers) or "none"
-        raise ConfigError(f"One optimizer is needed; got {found}: {_FORMS}.")
-    return optimizers[0], [_schedule(item) for item in schedules]
+        raise ConfigError(f"Optimizers are needed; got {found}: {_FORMS}.")
+    parsed = [_schedule(item) for item in schedules]
+    for schedule in parsed if automatic else []:
+        if schedule.reduce_on_plateau and schedule.monitor is None:
+            kind = type(schedule.scheduler).__name__
+            raise ConfigError(f"{kind} needs a metric: {{'scheduler': ..., 'monitor': 'val_loss'}}.")
+    return list(optimizers), parsed
 
 
 def _split(returned: Any) -> tuple[Sequence[Any], Sequence[Any]]:
@@ -77,17 +86,18 @@ def _split(returned: Any) -> tuple[Sequence[Any], Sequence[Any]]:
     if isinstance(returned, Mapping):
         return _split_dict(returned)
     if isinstance(returned, list | tuple):
-        if len(returned) == 1 and isinstance(returned[0], Mapping):
-            return _split_dict(returned[0])
+        if returned and all(isinstance(item, Mapping) for item in returned):
+            parts = [_split_dict(item) for item in returned]
+            return [o for found, _ in parts for o in found], [s for _, found in parts for s in found]
         if len(returned) == 2 and isinstance(returned[0], list | tuple):
             optimizers, schedules = returned
             return optimizers, schedules if isinstance(schedules, list | tuple) else [schedules]
         return returned, []
-    return [] if returned is None else [returned], []
+    return [returned], []
 
 
 def _split_dict(returned: Mapping[str, Any]) -> tuple[Sequence[Any], Sequence[Any]]:
-    _check_keys("configure_optimizers", returned, ("optimizer", "lr_scheduler", "monitor"))
+    returned = _known("configure_optimizers", returned, ("optimizer", "lr_scheduler", "monitor"))
     if "optimizer" not in returned:
         raise ConfigError(f"configure_optimizers returned a dict without 'optimizer': {_FORMS}.")
     schedule = returned.get("lr_scheduler")
@@ -100,13 +110,18 @@ def _split_dict(returned: Mapping[str, Any]) -> tuple[Sequence[Any], Sequence[An
 def _schedule(item: Any) -> Schedule:
     if not isinstance(item, Mapping):
         return Schedule(item)
-    _check_keys("lr_scheduler", item, Schedule.__dataclass_fields__)
+    item = _known("lr_scheduler", item, Schedule.__dataclass_fields__)
     if "scheduler" not in item:
         raise ConfigError("lr_scheduler has no 'scheduler': {'scheduler': ..., 'interval': 'epoch'}.")
     return Schedule(**item)
 
 
-def _check_keys(owner: str, settings: Mapping[str, Any], known: Collection[str]) -> None:
+def _known(owner: str, settings: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """The settings that are known. One that looks misspelled is refused; any other means nothing, as in Lightning."""
     for key in settings:
-        if key not in known:
-            raise ConfigError(f"{owner} has no setting {key!r}.{nearest(str(key), known)} Known: {', '.join(known)}.")
+        if key in known:
+            continue
+        if guess := nearest(str(key), known):
+            raise ConfigError(f"{owner} has no setting {key!r}.{guess} Known: {', '.join(known)}.")
+        logger.warning("%s has a setting %r, which means nothing. Known: %s.", owner, key, ", ".join(known))
+    return {key: value for key, value in settings.items() if key in known}

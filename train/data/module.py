@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
-import numpy as np
-import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from shipline.errors import ConfigError
 from shipline.processing import Processing
+from shipline.train.arguments import KeepsArguments
+from shipline.train.data.fingerprint import fingerprint
 
-FINGERPRINT_ROWS = 64
 
-
-class DataModule:
+class DataModule(KeepsArguments):
     """Loaders for training, validation, test and prediction; names and meanings are PyTorch Lightning's.
 
     Attributes:
@@ -25,6 +23,13 @@ class DataModule:
     """
 
     processing: Processing | None = None
+    #: The Trainer that runs.
+    trainer: Any = None
+
+    @property
+    def adopted(self) -> Any:
+        """The object whose hooks are called: this one, or what it stands for."""
+        return self
 
     def prepare_data(self) -> None:
         """Download or convert, once per machine; keep nothing on `self`."""
@@ -35,8 +40,18 @@ class DataModule:
     def teardown(self, stage: str) -> None:
         """Give back what `setup` took."""
 
+    def on_exception(self, exception: BaseException) -> None:
+        """Called when the run ends by an error or an interrupt."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs: tensors and plain data; where loaders stand is kept without it."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up a state of `state_dict`."""
+
     def train_dataloader(self) -> Any:
-        """Return the loader of training batches."""
+        """Return the loader of training batches, or several in a list or dict."""
         raise ConfigError(f"{type(self).__name__} has no train_dataloader: return a DataLoader from it.")
 
     def val_dataloader(self) -> Any:
@@ -51,6 +66,23 @@ class DataModule:
         """Return the loader of batches to predict, or None."""
         return None
 
+    @classmethod
+    def from_datasets(
+        cls,
+        train_dataset: Any = None,
+        val_dataset: Any = None,
+        test_dataset: Any = None,
+        predict_dataset: Any = None,
+        batch_size: int = 1,
+        num_workers: int = 0,
+        **options: Any,
+    ) -> DataModule:
+        """Return a DataModule of these datasets; that to train on is shuffled. `options` are DataLoader's."""
+        make: Any = partial(DataLoader, batch_size=batch_size, num_workers=num_workers, **options)
+        rest = [None if data is None else make(data) for data in (val_dataset, test_dataset, predict_dataset)]
+        shuffle = {} if isinstance(train_dataset, IterableDataset) else {"shuffle": True}
+        return Loaders(None if train_dataset is None else make(train_dataset, **shuffle), *rest)
+
     def raw_rows(self) -> Iterable[Any]:
         """Return raw inputs of validation rows as clients will send them: bytes of a file, or a JSON value.
 
@@ -60,11 +92,7 @@ class DataModule:
 
     def fingerprint(self) -> str:
         """Return a digest that says which data this is: the number of rows, and a sample of evenly spaced ones."""
-        digest = hashlib.sha256()
-        for loader in (self.train_dataloader(), self.val_dataloader()):
-            for item in _sample(loader):
-                _feed(digest, item)
-        return f"sha256:{digest.hexdigest()}"
+        return fingerprint(self.train_dataloader(), self.val_dataloader())
 
 
 class Loaders(DataModule):
@@ -90,31 +118,3 @@ class Loaders(DataModule):
     def predict_dataloader(self) -> Any:
         """Return the loader given."""
         return self._loaders["predict"]
-
-
-def _sample(loader: Any) -> Iterator[Any]:
-    dataset: Any = getattr(loader, "dataset", None) if isinstance(loader, DataLoader) else None
-    if dataset is None or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
-        return
-    rows = len(dataset)
-    yield rows
-    for index in sorted({int(i) for i in np.linspace(0, rows - 1, min(rows, FINGERPRINT_ROWS))}):
-        yield dataset[index]
-
-
-def _feed(digest: Any, item: Any) -> None:
-    if isinstance(item, torch.Tensor):
-        item = (item.float() if item.dtype == torch.bfloat16 else item).detach().cpu().numpy()
-    if isinstance(item, np.ndarray):
-        digest.update(f"{item.dtype}{item.shape}".encode())
-        digest.update(np.ascontiguousarray(item).tobytes())
-    elif isinstance(item, dict):
-        for key, value in item.items():
-            digest.update(str(key).encode())
-            _feed(digest, value)
-    elif isinstance(item, list | tuple):
-        for value in item:
-            _feed(digest, value)
-    else:  # the repr of an object may hold its address, which says nothing of the data
-        plain = item is None or isinstance(item, str | bytes | int | float)
-        digest.update((repr(item) if plain else type(item).__qualname__).encode())

@@ -1,0 +1,70 @@
+"""A safetensors file in memory, kept from one checkpoint to the next.
+
+Training waits while tensors are copied, and for nothing else; so the copy goes into pages that are there already (to
+touch 400 MB of fresh ones costs about four times the copy), and has the very form in which it is then written: no
+second copy is ever made. The format: https://github.com/huggingface/safetensors#format
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+
+import torch
+
+from shipline.train.checkpoints.tree import DTYPES, Tensors, storable
+
+_ALIGNMENT = 64
+
+
+class Image:
+    """Memory that holds a file of tensors; written over by the next one."""
+
+    def __init__(self) -> None:
+        self._memory: mmap.mmap | None = None
+        self._header = b""
+        self._size = 0
+        self._views: Tensors = {}
+
+    def fill(self, tensors: Tensors) -> memoryview:
+        """Copy the tensors in, and return the bytes of the file; they stay valid until the next call.
+
+        Raises:
+            TrainingError: a tensor has a dtype that no file can hold.
+        """
+        header, offsets, end = _layout({name: storable(tensor, name) for name, tensor in tensors.items()})
+        if header != self._header or self._memory is None:
+            self._lay_out(header, offsets, end, tensors)
+        for name, view in self._views.items():
+            view.copy_(tensors[name].detach())
+        assert self._memory is not None
+        return memoryview(self._memory)[: self._size]
+
+    def _lay_out(self, header: bytes, offsets: dict[str, int], end: int, tensors: Tensors) -> None:
+        self._views = {}
+        self._size = len(header) + end
+        if self._memory is None or len(self._memory) < self._size:
+            self._memory = mmap.mmap(-1, self._size)
+        self._memory[: len(header)] = header
+        self._header = header
+        for name, start in offsets.items():
+            if (tensor := tensors[name]).numel():
+                count = tensor.numel() * tensor.element_size()
+                raw = torch.frombuffer(self._memory, dtype=torch.uint8, offset=len(header) + start, count=count)
+                self._views[name] = raw.view(tensor.dtype).view(tensor.shape)
+
+
+def _layout(tensors: Tensors) -> tuple[bytes, dict[str, int], int]:
+    """Return the file's header, where each tensor begins after it, and where they end; larger numbers come first."""
+    entries: dict[str, dict[str, object]] = {}
+    offsets: dict[str, int] = {}
+    end = 0
+    for name in sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)):
+        tensor = tensors[name]
+        offsets[name] = end
+        end += tensor.numel() * tensor.element_size()
+        shape = list(tensor.shape)
+        entries[name] = {"dtype": DTYPES[tensor.dtype], "shape": shape, "data_offsets": [offsets[name], end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text, offsets, end

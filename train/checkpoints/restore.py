@@ -1,0 +1,123 @@
+"""From a checkpoint back to a run."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from shipline.checkpoint import STATE, STATE_TENSORS, Checkpoint, checkpoints_beside, open_checkpoint
+from shipline.errors import ConfigError, IntegrityError, NotFoundError
+from shipline.train.checkpoints.tree import decode_tree, read_tensors
+from shipline.train.checkpoints.weights import load_weights
+from shipline.train.hooks import overrides
+from shipline.train.metrics.objects import load_metric_states
+
+if TYPE_CHECKING:
+    from shipline.train.module import Module
+    from shipline.train.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
+    """Put weights, optimizers, schedulers, callbacks, counters and metrics back to where the checkpoint was made.
+
+    Generators and loaders follow when training begins: what hooks draw until then must not count.
+
+    Raises:
+        ConfigError: the checkpoint holds weights only, or the optimizers are others than it was made with.
+        IntegrityError: it is damaged, or not of this module.
+    """
+    if STATE not in checkpoint:
+        raise ConfigError(
+            f"{checkpoint} holds weights only, so no run can go on from it: load them with load_from_checkpoint, or "
+            "resume from one made with save_weights_only=False."
+        )
+    state = read_state(checkpoint)
+    own = state["workers"][min(trainer.strategy.rank, len(state["workers"]) - 1)]
+    load_weights(trainer.module, checkpoint, partial(trainer.hooks, "on_load_checkpoint"), state["module"])
+    _restore_optimizers(trainer, state, checkpoint)
+    trainer.precision_plugin.load_state_dict(state["precision"])
+    for key, callback in trainer.callbacks_by_key().items():
+        if state["callbacks"].get(key):
+            callback.load_state_dict(state["callbacks"][key])
+    if state["data"]:
+        trainer.data.load_state_dict(state["data"])
+    for each, saved in zip(trainer.loggers, state["loggers"], strict=False):
+        if saved:
+            each.load_state_dict(saved)
+    trainer.progress.load_state_dict(state["progress"])
+    trainer.restore_metrics(state["metrics"], own["epoch_metrics"])
+    load_metric_states(trainer.module, own["metric_states"])
+    _restore_gradients(trainer.module, own["gradients"])
+    if trainer.strategy.rank < len(state["workers"]):
+        trainer.resumed = own
+
+
+def load_module(module: Module, checkpoint: Checkpoint, strict: bool = True) -> None:
+    """Load the checkpoint's weights, and what the module itself put into it.
+
+    Raises:
+        IntegrityError: it is damaged, or not of this module.
+    """
+    own = read_state(checkpoint)["module"] if overrides(module, "on_load_checkpoint") and STATE in checkpoint else {}
+    load_weights(module, checkpoint, module.on_load_checkpoint, own, strict)
+
+
+def read_state(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the state of the run in a checkpoint."""
+    state: dict[str, Any] = decode_tree(checkpoint.read(STATE), read_tensors(checkpoint.read(STATE_TENSORS)))
+    return state
+
+
+def find_checkpoint(url: str) -> Checkpoint:
+    """Return the checkpoint at `url`, all of whose files are what was committed.
+
+    Where `url` is the newest of a run ("…/last") and that is damaged, the newest good one before it is taken.
+
+    Raises:
+        NotFoundError: there is none.
+        IntegrityError: it is damaged, and there is no other.
+    """
+    try:
+        return _whole(open_checkpoint(url))
+    except (IntegrityError, NotFoundError) as error:
+        if not url.endswith("/last"):
+            raise
+        for candidate in checkpoints_beside(url):
+            with contextlib.suppress(IntegrityError):
+                found = _whole(candidate)
+                logger.warning("%s Going on from the one before: %s. Nothing was deleted.", error, found)
+                return found
+        raise
+
+
+def _whole(checkpoint: Checkpoint) -> Checkpoint:
+    """Read every file once: what is damaged must be found before anything of the run has changed."""
+    for name in checkpoint.manifest.files:
+        checkpoint.read(name)
+    return checkpoint
+
+
+def _restore_optimizers(trainer: Trainer, state: dict[str, Any], checkpoint: Checkpoint) -> None:
+    try:
+        for optimizer, saved in zip(trainer.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        for schedule, saved in zip(trainer.schedules, state["schedulers"], strict=True):
+            schedule.scheduler.load_state_dict(saved)
+    except (ValueError, KeyError) as error:
+        raise ConfigError(
+            f"configure_optimizers returns another optimizer, or other schedulers, than {checkpoint} was made with: "
+            f"{error}. Return the same to go on from it."
+        ) from error
+
+
+def _restore_gradients(module: nn.Module, gradients: dict[str, torch.Tensor]) -> None:
+    parameters = dict(module.named_parameters())
+    for name, gradient in gradients.items():
+        parameters[name].grad = gradient.to(parameters[name].device, parameters[name].dtype)

@@ -1,0 +1,192 @@
+"""From a run to a checkpoint: what is kept, copied while training waits, written while it goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from shipline.checkpoint import STATE, STATE_TENSORS, WEIGHTS, CheckpointManifest
+from shipline.errors import ExistsError, TrainingError
+from shipline.lineage import without_secrets
+from shipline.store import Committed, Publication, Store
+from shipline.train.checkpoints.image import Image
+from shipline.train.checkpoints.tree import encode_tree
+from shipline.train.checkpoints.weights import split_tied
+from shipline.train.checkpoints.writer import Writer
+from shipline.train.metrics import finite_or_none
+from shipline.train.metrics.objects import metric_states
+from shipline.train.seed import rng_state
+
+if TYPE_CHECKING:
+    from shipline.train.trainer import Trainer
+
+
+@dataclass
+class Saver:
+    """Memory for the copies, and the thread that writes them."""
+
+    writer: Writer = field(default_factory=Writer)
+    weights: Image = field(default_factory=Image)
+    state: Image = field(default_factory=Image)
+
+
+def save(
+    trainer: Trainer,
+    directory: Store,
+    *,
+    monitor: str | None = None,
+    mode: Any = None,
+    weights_only: bool = False,
+    replace: bool = False,
+    then: Callable[[], None] | None = None,
+) -> None:
+    """Commit the run as it is now to `directory`. Every worker calls it; the first one writes, in the background.
+
+    Args:
+        trainer: of the run.
+        directory: for this checkpoint alone.
+        monitor: the metric that decided to keep it.
+        mode: "min" or "max" of that metric is best.
+        weights_only: leave out what only a resumed run needs.
+        replace: a checkpoint that is there already.
+        then: called when the checkpoint is committed, in the thread that writes.
+
+    Raises:
+        TrainingError: the checkpoint before could not be written; or something in the state cannot be kept.
+    """
+    trainer.loss_check.look()  # weights that came of a loss that is not finite are not to be kept
+    content = _content(trainer)
+    everybody = [] if weights_only else trainer.strategy.gather(_of_this_worker(trainer))
+    if trainer.strategy.rank != 0:
+        return
+    saver = trainer.saver
+    saver.writer.wait()  # the images are still being written
+    tensors, tied = split_tied(content.pop("state_dict"))
+    files: dict[str, Any] = {WEIGHTS: saver.weights.fill(tensors)}
+    if not weights_only:
+        state = _of_the_run(trainer) | {"module": _own(content), "workers": everybody}
+        files[STATE], state_tensors = encode_tree(state)
+        files[STATE_TENSORS] = saver.state.fill(state_tensors)
+    manifest = _manifest(trainer, tied, monitor, mode)
+    todo = [logger.save for logger in trainer.loggers]  # a resumed run counts on the rows up to here
+    todo += [partial(_commit, directory, files, manifest, replace), *([then] if then is not None else [])]
+
+    def write() -> None:
+        while todo:  # tried again, it goes on where it failed
+            todo[0]()
+            todo.pop(0)
+
+    saver.writer.submit(str(directory), write)
+
+
+def _commit(directory: Store, files: dict[str, Any], manifest: CheckpointManifest, replace: bool) -> None:
+    with Publication(directory) as publication:
+        for name, data in files.items():
+            publication.add(name, data)
+        try:
+            publication.commit(manifest, replace)
+        except ExistsError:
+            # Perhaps by ourselves: a store may take a file and then fail to say so.
+            there = Committed[CheckpointManifest].open(directory, CheckpointManifest).manifest
+            if {n: entry.sha256 for n, entry in there.files.items()} != publication.digests():
+                raise TrainingError(
+                    f"{directory} holds another checkpoint already; give each a name of its own."
+                ) from None
+
+
+def _manifest(trainer: Trainer, tied: dict[str, str], monitor: str | None, mode: Any) -> CheckpointManifest:
+    module = trainer.module
+    kept, lost = plain_arguments(dict(module.hparams))
+    return CheckpointManifest(
+        module=f"{type(module).__module__}.{type(module).__qualname__}",
+        hyper_parameters=kept,
+        not_rebuildable=lost,
+        tied_weights=tied,
+        epoch=trainer.current_epoch,
+        global_step=trainer.global_step,
+        metrics=finite_or_none(trainer.callback_metrics),
+        monitor=monitor,
+        mode=mode,
+        lineage=trainer.lineage,
+    )
+
+
+def _content(trainer: Trainer) -> dict[str, Any]:
+    """What hooks see of a checkpoint, and may add to."""
+    content: dict[str, Any] = {
+        "state_dict": trainer.module.state_dict(), "epoch": trainer.current_epoch, "global_step": trainer.global_step,
+        "hyper_parameters": dict(trainer.module.hparams),
+    }  # fmt: skip
+    trainer.hooks("on_save_checkpoint", content)
+    return content
+
+
+def _own(content: dict[str, Any]) -> dict[str, Any]:
+    given = ("state_dict", "epoch", "global_step", "hyper_parameters")
+    return {name: value for name, value in content.items() if name not in given}
+
+
+def _of_the_run(trainer: Trainer) -> dict[str, Any]:
+    """What all workers have in common."""
+    return {
+        "progress": trainer.progress.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
+        "schedulers": [schedule.scheduler.state_dict() for schedule in trainer.schedules],
+        "precision": trainer.precision_plugin.state_dict(),
+        "callbacks": {key: callback.state_dict() for key, callback in trainer.callbacks_by_key().items()},
+        "data": trainer.data.state_dict(),
+        "loggers": [each.state_dict() for each in trainer.loggers],
+        "metrics": {
+            "callback": {name: float(value) for name, value in trainer.callback_metrics.items()},
+            "logged": dict(trainer.logged_metrics),
+            "shown": dict(trainer.epoch_progress),
+        },
+    }
+
+
+def _of_this_worker(trainer: Trainer) -> dict[str, Any]:
+    """What each worker has of its own."""
+    module = trainer.module
+    # Within a validation that will be begun again, what it has drawn and counted so far does not count.
+    now = trainer.before_validation or {"rng": rng_state(), "metric_states": metric_states(module)}
+    return {
+        **now,
+        "feeds": trainer.fit_data.states(trainer.progress.batches),
+        "epoch_metrics": trainer.metrics.entries_state("train"),
+        "gradients": _gradients(module) if trainer.holds_gradients() else {},
+    }
+
+
+def _gradients(module: nn.Module) -> dict[str, Any]:
+    return {name: parameter.grad for name, parameter in module.named_parameters() if parameter.grad is not None}
+
+
+def plain_arguments(arguments: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the arguments that JSON holds exactly, and the names of the others. Credentials do not travel."""
+    kept: dict[str, Any] = {}
+    lost: list[str] = []
+    for name, value in arguments.items():
+        try:
+            stored = json.loads(json.dumps(value, allow_nan=False))
+        except (TypeError, ValueError):
+            lost.append(name)
+            continue
+        # A tuple comes back as a list, which constructors take; anything else must come back as itself.
+        if stored == _tuples_as_lists(value) and without_secrets({name: stored}) == {name: stored}:
+            kept[name] = stored
+        else:
+            lost.append(name)
+    return kept, lost
+
+
+def _tuples_as_lists(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_tuples_as_lists(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _tuples_as_lists(item) for key, item in value.items()}
+    return value

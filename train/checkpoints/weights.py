@@ -1,0 +1,69 @@
+"""A module's weights: which tensors they are, and what shares memory with what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from shipline.checkpoint import Checkpoint
+from shipline.errors import IntegrityError, TrainingError
+from shipline.train.checkpoints.image import Image
+from shipline.train.checkpoints.tree import Tensors, storable
+
+
+def split_tied(state_dict: Mapping[str, Any]) -> tuple[Tensors, dict[str, str]]:
+    """Return a module's weights, each shared tensor once, and which names share which.
+
+    Raises:
+        TrainingError: something in the state dict is no tensor.
+    """
+    first: dict[tuple[Any, ...], str] = {}
+    tied: dict[str, str] = {}
+    tensors: Tensors = {}
+    for name, tensor in state_dict.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise TrainingError(f"The module's extra state {name!r} is no tensor: keep it in a buffer.")
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if tensor.numel() and place in first:
+            tied[name] = first[place]
+            continue
+        first[place] = name
+        tensors[name] = storable(tensor, name)
+    return tensors, tied
+
+
+def dump_weights(state_dict: Mapping[str, Any]) -> tuple[bytes, dict[str, str]]:
+    """Return a module's weights as safetensors, each shared tensor once, and which names share which."""
+    tensors, tied = split_tied(state_dict)
+    return bytes(Image().fill(tensors)), tied
+
+
+def load_weights(
+    module: nn.Module,
+    checkpoint: Checkpoint,
+    on_load: Callable[[dict[str, Any]], Any],
+    own: dict[str, Any],
+    strict: bool = True,
+) -> None:
+    """Load the checkpoint's weights into the module, after `on_load` has seen them and what the module `own`s there.
+
+    Raises:
+        IntegrityError: the file is damaged, or names or shapes differ from the module's; the message lists some.
+    """
+    manifest = checkpoint.manifest
+    content = {
+        "state_dict": checkpoint.weights(safetensors.torch.load), "epoch": manifest.epoch,
+        "global_step": manifest.global_step, "hyper_parameters": dict(manifest.hyper_parameters), **own,
+    }  # fmt: skip
+    on_load(content)
+    try:
+        module.load_state_dict(content["state_dict"], strict=strict)
+    except Exception as error:  # whatever a user's own hooks raise
+        raise IntegrityError(
+            f"The weights of {checkpoint} do not fit {type(module).__name__}: {str(error).strip()[:500]} "
+            "Give the class and the constructor arguments that it was trained with."
+        ) from error

@@ -1,0 +1,7 @@
+"""Where batches come from: the DataModule, limits, each worker's share, and loaders that know their position."""
+
+from shipline.train.data.combined import CombinedLoader, any_feed
+from shipline.train.data.feed import Feed
+from shipline.train.data.module import DataModule, Loaders
+
+__all__ = ["CombinedLoader", "DataModule", "Feed", "Loaders", "any_feed"]

@@ -1,0 +1,36 @@
+"""Lengths of time, as people write them."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import Any
+
+from shipline.errors import ConfigError
+
+#: "DD:HH:MM:SS", a timedelta, or the arguments of one.
+Duration = str | timedelta | dict[str, Any]
+
+_CLOCK = re.compile(r"(\d+):(\d\d?):(\d\d?):(\d\d?)")
+
+
+def seconds_of(name: str, duration: Duration) -> float:
+    """Return a duration in seconds.
+
+    Raises:
+        ConfigError: it is none; the message says which option `name` it was given for.
+    """
+    if isinstance(duration, str) and (found := _CLOCK.fullmatch(duration.strip())):
+        days, hours, minutes, seconds = map(int, found.groups())
+        duration = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+    if isinstance(duration, dict):
+        try:
+            duration = timedelta(**duration)
+        except TypeError as error:
+            raise ConfigError(f"{name}={duration!r} is no length of time: {error}.") from error
+    if not isinstance(duration, timedelta) or duration < timedelta(0):
+        raise ConfigError(
+            f"{name}={duration!r} is no length of time: give DD:HH:MM:SS such as '00:12:00:00', a datetime.timedelta, "
+            "or a dict such as {'hours': 12}."
+        )
+    return duration.total_seconds()

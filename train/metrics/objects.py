@@ -1,0 +1,127 @@
+"""torchmetrics objects that are logged as they are: found in the module, merged over workers, kept in checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from shipline.errors import TrainingError
+
+Gather = Callable[[Any], list[Any]]
+
+
+def is_metric(value: Any) -> bool:
+    """Whether the value is a torchmetrics.Metric; none can be where torchmetrics was never imported."""
+    torchmetrics = sys.modules.get("torchmetrics")
+    return torchmetrics is not None and isinstance(value, torchmetrics.Metric)
+
+
+def path_of(metric: Any, module: nn.Module | None) -> str | None:
+    """Return the attribute of the module that holds the metric."""
+    if module is None:
+        return None
+    return next((name for name, part in module.named_modules() if part is metric), None)
+
+
+def step_value(name: str, metric: Any) -> torch.Tensor:
+    """Return the metric's value for this batch: what calling it with the batch returned."""
+    value = getattr(metric, "_forward_cache", None)
+    if not isinstance(value, torch.Tensor) or value.numel() != 1:
+        raise TrainingError(
+            f"log({name!r}) on_step needs the metric's value for the batch, one number: call self.{name}(...) instead "
+            "of .update(...), or log it with on_step=False, on_epoch=True."
+        )
+    return value
+
+
+def metric_states(module: nn.Module) -> dict[str, Any]:
+    """Return the state of every metric in the module, by name, where it has taken something since its last reset."""
+    return {
+        name: {"count": part._update_count, "state": _state(part)}  # noqa: SLF001
+        for name, part in module.named_modules()
+        if is_metric(part) and part._update_count  # noqa: SLF001
+    }
+
+
+def load_metric_states(module: nn.Module, states: dict[str, Any]) -> None:
+    """Put the metrics of the module into states of `metric_states`."""
+    parts = dict(module.named_modules())
+    for name, saved in states.items():
+        if is_metric(part := parts.get(name)):
+            _set_state(part, saved["state"], saved["count"])
+
+
+def epoch_value(metric: Any, gather: Gather, world_size: int) -> Any:
+    """Return the metric's value over all workers' updates.
+
+    The states are merged here and not by torchmetrics, which waits for ever where one worker has no row for a metric
+    that keeps lists.
+    """
+    if world_size == 1:
+        return metric.compute()
+    parts = [part for part in metric.modules() if is_metric(part)]
+    before = [(_state(part), part._update_count) for part in parts]  # noqa: SLF001
+    everybody = gather([(_on_cpu(state), count) for state, count in before])
+    for index, part in enumerate(parts):
+        states = [own[index][0] for own in everybody if own[index][1]]
+        if states:
+            _set_state(part, _merged(part, states), sum(own[index][1] for own in everybody))
+    try:
+        with _without_own_sync(parts):
+            return metric.compute()
+    finally:
+        for part, (state, count) in zip(parts, before, strict=True):
+            _set_state(part, state, count)
+
+
+def _state(part: Any) -> dict[str, Any]:
+    return {name: _copied(getattr(part, name)) for name in part._defaults}  # noqa: SLF001
+
+
+def _copied(value: Any) -> Any:
+    return list(value) if isinstance(value, list) else value
+
+
+def _on_cpu(state: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: [item.cpu() for item in value] if isinstance(value, list) else value.cpu()
+        for name, value in state.items()
+    }
+
+
+def _set_state(part: Any, state: dict[str, Any], count: int) -> None:
+    for name, value in state.items():
+        moved = [item.to(part.device) for item in value] if isinstance(value, list) else value.to(part.device)
+        setattr(part, name, moved)
+    part._update_count, part._computed = count, None  # noqa: SLF001
+
+
+def _merged(part: Any, states: list[dict[str, Any]]) -> dict[str, Any]:
+    """Reduce the workers' states as `torchmetrics.Metric` does when it synchronises."""
+    merged: dict[str, Any] = {}
+    for name, reduction in part._reductions.items():  # noqa: SLF001
+        values = [state[name] for state in states]
+        if isinstance(values[0], list):
+            items = [item for value in values for item in value]
+            merged[name] = items if reduction is None or not items else [reduction(items)]
+        else:
+            stacked = torch.stack(values)
+            merged[name] = stacked if reduction is None else reduction(stacked)
+    return merged
+
+
+@contextlib.contextmanager
+def _without_own_sync(parts: list[Any]) -> Iterator[None]:
+    before = [part._to_sync for part in parts]  # noqa: SLF001
+    for part in parts:
+        part._to_sync = False  # noqa: SLF001
+    try:
+        yield
+    finally:
+        for part, sync in zip(parts, before, strict=True):
+            part._to_sync = sync  # noqa: SLF001

@@ -1,0 +1,261 @@
+"""What a Trainer works with while a stage runs: its state, and the decisions that loops leave to it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from shipline.errors import ConfigError
+from shipline.lineage import Lineage
+from shipline.plugins import load
+from shipline.train.accelerators import pick_accelerator
+from shipline.train.checkpoints.save import Saver
+from shipline.train.hooks import Hooks
+from shipline.train.lightning import attach, detach
+from shipline.train.loops.fit_data import FitData
+from shipline.train.loops.progress import Progress
+from shipline.train.metrics import MetricLog
+from shipline.train.settings import Settings
+from shipline.train.signals import Signals, ending
+from shipline.train.strategies import Strategy
+from shipline.train.view import State, TrainerView
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+    from shipline.train.callbacks import Callback
+    from shipline.train.data import DataModule
+    from shipline.train.loops.evaluation import Name, Source
+    from shipline.train.loops.loss import LossCheck
+    from shipline.train.loops.schedules import Schedule
+    from shipline.train.module import Module
+    from shipline.train.precision import Precision
+    from shipline.train.run import RunDirectory
+    from shipline.train.stage import Stage
+    from shipline.train.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+_STAYS = frozenset({
+    "saver", "fit_data", "hooks", "module", "data", "step", "loss_check", "optimizers", "loop_optimizers", "schedules",
+    "sources", "strategy", "accelerator", "precision_plugin", "metrics", "signals", "predictions",
+})  # fmt: skip
+
+
+class Runtime(Settings, TrainerView):
+    """The state of a Trainer."""
+
+    module: Module
+    data: DataModule
+    hooks: Hooks
+    precision_plugin: Precision
+    loss_check: LossCheck
+    #: Runs a training step, inside what the strategy puts around it.
+    step: Any
+
+    def reset(self) -> None:
+        """Forget the run before."""
+        self.strategy: Strategy = Strategy()
+        self.device = torch.device("cpu")
+        self.metrics = MetricLog()
+        self.reduced_metrics: dict[str, torch.Tensor] = {}
+        self.logged_metrics: dict[str, float] = {}
+        self.epoch_progress: dict[str, float] = {}
+        self.progress = Progress()
+        self.should_stop = False
+        self.sanity_checking = False
+        self.evaluation: Name | None = None
+        self.state = State()
+        self.run_directory: RunDirectory | None = None
+        self.lineage = Lineage()
+        self.optimizers: list[Optimizer] = []
+        self.loop_optimizers: list[Any] = []
+        self.schedules: list[Schedule] = []
+        self.sources: list[Source] = []
+        self.predictions: list[list[Any]] | None = None
+        self.fit_data = FitData(self.trainer)
+        self.saver = Saver()
+        self.signals = Signals()
+        #: What this worker goes on with, until training begins: of loaders, generators, metrics.
+        self.resumed: dict[str, Any] | None = None
+        #: Generators and metrics as they were before the validation that runs.
+        self.before_validation: dict[str, Any] | None = None
+        self._entries: dict[str, Any] | None = None
+        self._stop_agreed = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels to a worker: settings and records; it begins with nothing run yet."""
+        return {name: value for name, value in self.__dict__.items() if name not in _STAYS}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.reset()
+        self.__dict__.update(state)
+
+    @property
+    def trainer(self) -> Trainer:
+        """This object."""
+        return self  # type: ignore[return-value]
+
+    # ---- joining a stage ---------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def joined(self, module: Module, data: DataModule, stage: Stage, strategy: Strategy | None) -> Iterator[None]:
+        """Join module, data, strategy, precision and profiler for a stage."""
+        self.strategy = Strategy() if strategy is None else strategy
+        self.accelerator = pick_accelerator(self._accelerator)
+        self.device = self.accelerator.device(self.strategy.local_rank)
+        self.accelerator.setup_device(self.device)
+        self.precision_plugin = self._make_precision()
+        self.data = data
+        data.adopted.trainer = self
+        self.state = State(stage, "train" if stage == "fit" else stage, "running")
+        self.module = self._converted(module)
+        self.metrics.module = module
+        attach(module, self.trainer)
+        self.hooks = Hooks(self.trainer, module, self.callbacks, data, self.profiler)
+        if self.profiler is not None:
+            store = None if self.run_directory is None else self.run_directory.store
+            self.profiler.setup(stage, store, self.strategy.rank)
+        try:
+            yield
+            self.state.status = "finished"
+        except BaseException as error:
+            self.state.status = "failed" if isinstance(error, Exception) else "interrupted"
+            raise
+        finally:
+            self.state.fn = self.state.stage = None
+            self.before_validation = None
+            detach(module)
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether nothing has failed so far."""
+        return self.state.status not in ("failed", "interrupted")
+
+    def move_module(self) -> None:
+        """Bring to the device what `configure_model` made, and what the Trainer changes about the module."""
+        self.module.to(self.device)
+        if self.sync_batchnorm and self.strategy.world_size > 1:
+            if self.device.type == "cpu":
+                raise ConfigError(
+                    "Trainer has sync_batchnorm=True, which PyTorch can do on accelerators only, and this is the CPU: "
+                    "leave it out here, or use group or layer norm."
+                )
+            self.module = nn.SyncBatchNorm.convert_sync_batchnorm(self.module)  # type: ignore[no-untyped-call]
+        self.module = self.strategy.setup(self.module)
+
+    def _converted(self, module: Module) -> Module:
+        self.precision_plugin.convert_module(module)
+        return module.to(self.device)
+
+    def _make_precision(self) -> Precision:
+        if self._plugins:
+            return self._plugins[0]
+        precision: Precision = load("precision", self.precision)(self.precision, self.device)
+        return precision
+
+    # ---- when to stop ------------------------------------------------------------------------------------------------
+
+    def may_stop(self) -> bool:
+        """Whether `min_epochs` and `min_steps` are reached."""
+        progress = self.progress
+        return progress.epochs_done >= self.min_epochs and progress.global_step >= self.min_steps
+
+    def agree(self) -> None:
+        """Let all workers know what one was asked: they must end together, or those left would wait for ever.
+
+        All call it at the same points.
+        """
+        if self.strategy.world_size == 1:
+            return
+        wishes = self.strategy.gather((self.should_stop, self.signals.received))
+        self.should_stop = self._stop_agreed = any(stop for stop, _ in wishes)
+        self.signals.agreed = next((number for _, number in wishes if number is not None), None)
+
+    def stops_now(self) -> bool:
+        """Whether somebody has asked to stop, all know it, and it is allowed."""
+        agreed = self._stop_agreed or self.strategy.world_size == 1
+        return self.should_stop and agreed and self.may_stop()
+
+    def check_signals(self) -> None:
+        """Where the process was told to end, save and end it.
+
+        Raises:
+            SystemExit: 130 after Ctrl-C, 143 after SIGTERM; on a terminal, Ctrl-C is a KeyboardInterrupt.
+        """
+        number = self.signals.received if self.strategy.world_size == 1 else self.signals.agreed
+        if number is None:
+            return
+        if self.state.fn == "fit" and (keeper := self.checkpoint_callback) is not None:
+            keeper.save_interrupted(self.trainer)
+        raise ending(number)
+
+    def logs_this_step(self) -> bool:
+        """Whether loggers get what this training step logs."""
+        every = self.log_every_n_steps
+        return bool(every) and ((self.progress.stepped_batches + 1) % every == 0 or self.should_stop)
+
+    # ---- what a checkpoint holds -------------------------------------------------------------------------------------
+
+    def callbacks_by_key(self) -> dict[str, Callback]:
+        """Return the callbacks that have a state, by its name."""
+        return {callback.state_key: callback for callback in self.callbacks if callback.state_dict()}
+
+    def holds_gradients(self) -> bool:
+        """Whether gradients are there that a later step will use."""
+        if not self.module.automatic_optimization:
+            return True
+        progress = self.progress
+        return not progress.last and progress.batches % self.accumulate_grad_batches != 0
+
+    def restore_metrics(self, shown: dict[str, Any], entries: dict[str, Any]) -> None:
+        """Take up what was logged before, and what the epoch had collected."""
+        self.reduced_metrics = {k: torch.tensor(v, dtype=torch.float64) for k, v in shown["callback"].items()}
+        self.logged_metrics, self.epoch_progress = dict(shown["logged"]), dict(shown["shown"])
+        self._entries = entries
+
+    def resumed_entries(self) -> dict[str, Any] | None:
+        """Return the metrics that a resumed epoch goes on with; None in every other."""
+        state, self._entries = self._entries, None
+        return None if state is None or self.progress.phase == "begin" else self.metrics.entries_from(state)
+
+    def forget_metrics(self) -> None:
+        """Forget all that was logged."""
+        self.reduced_metrics.clear()
+        self.epoch_progress.clear()
+        self.metrics.forget_steps()
+
+    def end_validation(self) -> None:
+        """Say that validation has counted: a checkpoint made from here on goes on after it."""
+        self.before_validation = None
+        if self.state.fn == "fit" and not self.sanity_checking:
+            self.progress.phase = "validated"
+
+    # ---- for people --------------------------------------------------------------------------------------------------
+
+    def add_prediction(self, loader: int, batch_idx: int, outputs: Any) -> None:
+        """Keep what was predicted, where it is to be returned."""
+        if self.predictions is not None:
+            self.predictions[loader].append(outputs)
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """Print on the first worker, above the progress bar where there is one."""
+        if self.is_global_zero:
+            bar = self.progress_bar_callback
+            (print if bar is None else bar.print)(*args, **kwargs)
+
+    def warn_of_evaluation_mode(self) -> None:
+        """Training leaves every submodule in the mode in which it was given; say so where that may be a mistake."""
+        frozen = [name or type(part).__name__ for name, part in self.module.named_modules() if not part.training]
+        if frozen:
+            logger.warning(
+                "%d submodules are in evaluation mode as training begins (%s%s): without dropout, and with batch norm "
+                "as it is. Call .train() on those that are to be trained.",
+                len(frozen), ", ".join(frozen[:3]), " …" if len(frozen) > 3 else "",
+            )  # fmt: skip

@@ -1,0 +1,92 @@
+"""What every strategy is; and one worker alone, which is its simplest form."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from shipline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from shipline.train.module import Module
+
+Step = Callable[..., Any]
+
+
+class Strategy:
+    """One worker. A strategy of several overrides what they must do together; names are PyTorch Lightning's."""
+
+    rank = 0
+    world_size = 1
+    local_rank = 0
+    node_rank = 0
+
+    @property
+    def global_rank(self) -> int:
+        """The number of this worker, from 0."""
+        return self.rank
+
+    @property
+    def is_global_zero(self) -> bool:
+        """Whether this is the first worker."""
+        return self.rank == 0
+
+    def setup(self, module: Module) -> Module:
+        """Return the module as this strategy trains it, before its optimizers are made."""
+        return module
+
+    def training_step(self, module: Module) -> Step:
+        """Return the function that runs a training step so that gradients are those of all workers."""
+        return step_of(module, "training_step")
+
+    def no_sync(self, step: Step) -> AbstractContextManager[Any]:
+        """Within it gradients are only accumulated: not yet those of all workers."""
+        return nullcontext()
+
+    def before_manual_backward(self, step: Step, loss: torch.Tensor) -> None:
+        """Called before a backward pass that runs inside the training step."""
+
+    def barrier(self, name: str | None = None) -> None:
+        """Wait for all workers."""
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every worker's `value`, in order of rank. For small, plain values."""
+        return [value]
+
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        """Return worker `src`'s `obj`."""
+        return self.gather(obj)[src]
+
+    def all_gather(self, tensor: torch.Tensor, group: Any = None, sync_grads: bool = False) -> torch.Tensor:
+        """Return every worker's tensor, stacked; with one worker, itself."""
+        return tensor
+
+    def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
+        """Return the mean or the sum over all workers."""
+        return tensor
+
+    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:  # noqa: A002 -- Lightning's name
+        """Return whether all workers want something, or any."""
+        wishes = self.gather(bool(decision))
+        return bool(min(wishes) if all else max(wishes))
+
+
+def step_of(module: nn.Module, name: str, arguments: int = 2) -> Callable[..., Any]:
+    """Return a step as a function of batch, index and, where `arguments` is 3, loader's index.
+
+    The user's own may take only the first of them.
+    """
+    function = getattr(module, name)
+    parameters = inspect.signature(function).parameters.values()
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)]
+    if not positional:
+        raise ConfigError(f"{type(module).__name__}.{name} takes no batch: define {name}(self, batch, batch_idx).")
+    takes = len(positional)
+    if takes >= arguments or any(p.kind is p.VAR_POSITIONAL for p in positional):
+        return function  # type: ignore[no-any-return]
+    return lambda *given: function(*given[:takes])

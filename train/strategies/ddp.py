@@ -1,0 +1,131 @@
+"""Workers with a copy of the module each, joined by PyTorch's DistributedDataParallel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parallel.distributed import _find_tensors
+
+from shipline.train.strategies.base import Step, Strategy, step_of
+
+if TYPE_CHECKING:
+    from shipline.train.module import Module
+
+
+class Ddp(Strategy):
+    """Workers of a process group that exists already, each with a copy of the module; gradients are averaged.
+
+    Args:
+        options: of `torch.nn.parallel.DistributedDataParallel`, such as `find_unused_parameters=True`.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        self._options = options
+
+    @property
+    def rank(self) -> int:  # type: ignore[override]
+        """The number of this worker, from 0."""
+        return dist.get_rank()
+
+    @property
+    def world_size(self) -> int:  # type: ignore[override]
+        """The number of workers."""
+        return dist.get_world_size()
+
+    def training_step(self, module: Module) -> Step:
+        """Return the step inside DistributedDataParallel, which synchronises only what its own forward runs."""
+        if not any(parameter.requires_grad for parameter in module.parameters()):
+            return step_of(module, "training_step")
+        devices = None if module.device.type == "cpu" else [module.device.index]
+        step = DistributedDataParallel(_TrainingStep(module), device_ids=devices, **self._options)
+        return step if module.automatic_optimization else _backward_inside(step)
+
+    def no_sync(self, step: Step) -> AbstractContextManager[Any]:
+        """Let gradients wait for the last batch of an accumulation."""
+        return step.no_sync() if isinstance(step, DistributedDataParallel) else super().no_sync(step)
+
+    def before_manual_backward(self, step: Step, loss: torch.Tensor) -> None:
+        """Prepare the exchange of gradients, which DistributedDataParallel would do only after the step."""
+        inner = getattr(step, "inner", None)
+        if inner is not None and inner.require_backward_grad_sync:
+            inner.reducer._rebuild_buckets()  # noqa: SLF001 -- or the first backward pass meets buckets half made
+            used = list(_find_tensors(loss)) if inner.find_unused_parameters else []  # type: ignore[no-untyped-call]
+            inner.reducer.prepare_for_backward(used)
+
+    def barrier(self, name: str | None = None) -> None:
+        """Wait for all workers."""
+        dist.barrier()
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every worker's `value`, in order of rank."""
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def all_gather(self, tensor: torch.Tensor, group: Any = None, sync_grads: bool = False) -> torch.Tensor:
+        """Return every worker's tensor, stacked."""
+        if sync_grads:
+            from torch.distributed.nn.functional import all_gather
+
+            return torch.stack(list(all_gather(tensor, group or dist.group.WORLD)))  # type: ignore[no-untyped-call]
+        gathered = [torch.empty_like(tensor) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(gathered, tensor.contiguous(), group=group)
+        return torch.stack(gathered)
+
+    def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
+        """Return the mean, the sum, the least or the greatest over all workers; a new tensor."""
+        if not isinstance(tensor, torch.Tensor):
+            return tensor
+        operation = str(reduce_op).lower().rpartition(".")[2]
+        total = tensor.clone()
+        dist.all_reduce(total, _OPERATIONS.get(operation, dist.ReduceOp.SUM), group=group)
+        return total / dist.get_world_size(group) if operation in ("mean", "avg") else total
+
+
+class DdpFindUnusedParameters(Ddp):
+    """For modules whose steps do not use all parameters each time."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"find_unused_parameters": True} | options)
+
+
+_OPERATIONS = {"min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX, "product": dist.ReduceOp.PRODUCT}
+
+
+def _backward_inside(step: DistributedDataParallel) -> Step:
+    """A training step that runs its own backward passes: what DistributedDataParallel does after it is left out."""
+
+    def leave_out() -> None:
+        step.require_backward_grad_sync = False
+
+    def run(batch: Any, batch_idx: int) -> Any:
+        try:
+            return step(batch, batch_idx)
+        finally:
+            step.require_backward_grad_sync = True
+
+    step.module.after = leave_out
+    run.inner = step  # type: ignore[attr-defined]
+    return run
+
+
+class _TrainingStep(nn.Module):
+    """Makes a training step a forward pass: what DistributedDataParallel watches."""
+
+    def __init__(self, module: Module) -> None:
+        super().__init__()
+        self.module = module
+        self.step = step_of(module, "training_step")
+        self.after: Callable[[], None] | None = None
+
+    def forward(self, batch: Any, batch_idx: int) -> Any:
+        outputs = self.step(batch, batch_idx)
+        if self.after is not None:
+            self.after()
+        return outputs

@@ -20,6 +20,8 @@ from shipline.train.lightning import attach, detach
 from shipline.train.loops.fit_data import FitData
 from shipline.train.loops.progress import Progress
 from shipline.train.metrics import MetricLog
+from shipline.train.metrics.objects import metric_states
+from shipline.train.seed import rng_state
 from shipline.train.settings import Settings
 from shipline.train.signals import Signals, ending
 from shipline.train.strategies import Strategy
@@ -83,7 +85,7 @@ class Runtime(Settings, TrainerView):
         self.signals = Signals()
         #: What this worker goes on with, until training begins: of loaders, generators, metrics.
         self.resumed: dict[str, Any] | None = None
-        #: Generators and metrics as they were before the validation that runs.
+        #: What `interruptible_state` returned before the validation that runs.
         self.before_validation: dict[str, Any] | None = None
         self._entries: dict[str, Any] | None = None
         self._stop_agreed = False
@@ -190,7 +192,7 @@ class Runtime(Settings, TrainerView):
             SystemExit: 130 after Ctrl-C, 143 after SIGTERM; on a terminal, Ctrl-C is a KeyboardInterrupt.
         """
         number = self.signals.received if self.strategy.world_size == 1 else self.signals.agreed
-        if number is None:
+        if number is None or self.sanity_checking:  # nothing has been trained yet
             return
         if self.state.fn == "fit" and (keeper := self.checkpoint_callback) is not None:
             keeper.save_interrupted(self.trainer)
@@ -202,6 +204,14 @@ class Runtime(Settings, TrainerView):
         return bool(every) and ((self.progress.stepped_batches + 1) % every == 0 or self.should_stop)
 
     # ---- what a checkpoint holds -------------------------------------------------------------------------------------
+
+    def interruptible_state(self) -> dict[str, Any]:
+        """Return what a validation changes before it counts: of generators, metrics, and its loaders."""
+        return {
+            "rng": rng_state(),
+            "metric_states": metric_states(self.module),
+            "validation_feeds": self.fit_data.validation_states(),
+        }
 
     def callbacks_by_key(self) -> dict[str, Callback]:
         """Return the callbacks that have a state, by its name."""

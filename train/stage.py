@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -76,6 +78,7 @@ def _take_down(trainer: Trainer, stage: Stage, has_data: bool) -> None:
             for each in reversed(trainer.loggers):
                 todo.callback(each.finalize, "success" if trainer.succeeded else "failed")
                 todo.callback(each.save)
+        todo.callback(trainer.fit_data.close)
         todo.callback(trainer.saver.writer.close)
 
 
@@ -111,11 +114,22 @@ def begin_records(trainer: Trainer, resume: Checkpoint | None) -> None:
 
 
 def _explained(error: BaseException) -> BaseException:
-    """A data worker that died says so wherever the process happens to be; the rest is what it is."""
-    text = str(error)
-    if not isinstance(error, RuntimeError) or "DataLoader worker (pid" not in text:
+    """Say of a data worker that died what has happened; the rest is what it is."""
+    if not _is_of_a_dead_worker(error):
         return error
     return TrainingError(
-        f"A worker process of the DataLoader died: {text.strip()} If memory ran out, lower num_workers or "
-        "prefetch_factor; if a row crashes it, num_workers=0 shows which. Resume with ckpt_path='last'."
+        f"A worker process of the DataLoader died: {str(error).strip() or type(error).__name__} If memory ran out, "
+        "lower num_workers or prefetch_factor; if a row crashes it, num_workers=0 shows which. Resume with "
+        "ckpt_path='last'."
     )
+
+
+def _is_of_a_dead_worker(error: BaseException) -> bool:
+    """PyTorch raises a RuntimeError, wherever the process is, unless a connection to the worker fails first."""
+    if isinstance(error, RuntimeError):
+        return "DataLoader worker (pid" in str(error)
+    if not isinstance(error, ConnectionError | EOFError | FileNotFoundError):
+        return False
+    frames = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    loading = any(name.endswith(str(Path("torch/utils/data/dataloader.py"))) for name in frames)
+    return loading and "multiprocessing" in frames[-1]

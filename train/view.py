@@ -144,7 +144,7 @@ class TrainerView:
     @property
     def num_val_batches(self) -> list[float]:
         """How many batches this worker has of each validation loader."""
-        return [_or_infinite(source.own_batches()) for source in self.fit_data.validation]
+        return [_or_infinite(count) for count in self.fit_data.validation_batches]
 
     @property
     def num_sanity_val_batches(self) -> list[float]:
@@ -211,7 +211,7 @@ class TrainerView:
     @property
     def enable_validation(self) -> bool:
         """Whether a fit validates."""
-        return bool(self.fit_data.validation)
+        return bool(self.fit_data.validation_batches)
 
     # ---- metrics -----------------------------------------------------------------------------------------------------
 

@@ -19,8 +19,6 @@ from shipline.train.checkpoints.tree import encode_tree
 from shipline.train.checkpoints.weights import split_tied
 from shipline.train.checkpoints.writer import Writer
 from shipline.train.metrics import finite_or_none
-from shipline.train.metrics.objects import metric_states
-from shipline.train.seed import rng_state
 
 if TYPE_CHECKING:
     from shipline.train.trainer import Trainer
@@ -152,11 +150,10 @@ def _of_the_run(trainer: Trainer) -> dict[str, Any]:
 def _of_this_worker(trainer: Trainer) -> dict[str, Any]:
     """What each worker has of its own."""
     module = trainer.module
-    # Within a validation that will be begun again, what it has drawn and counted so far does not count.
-    now = trainer.before_validation or {"rng": rng_state(), "metric_states": metric_states(module)}
     return {
-        **now,
-        "feeds": trainer.fit_data.states(trainer.progress.batches),
+        # Of a validation that will be begun again, what it has drawn, loaded and counted so far does not count.
+        **(trainer.before_validation or trainer.interruptible_state()),
+        "train_feed": trainer.fit_data.train_state(trainer.progress.batches),
         "epoch_metrics": trainer.metrics.entries_state("train"),
         "gradients": _gradients(module) if trainer.holds_gradients() else {},
     }

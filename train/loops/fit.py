@@ -16,8 +16,7 @@ from shipline.train.loops.loss import LossCheck
 from shipline.train.loops.optimization import check_optimization, optimization
 from shipline.train.loops.optimizer import LoopOptimizer
 from shipline.train.loops.schedules import Schedule, parse_optimizers
-from shipline.train.metrics.objects import metric_states
-from shipline.train.seed import isolate_rng, rng_state, set_rng_state
+from shipline.train.seed import isolate_rng, set_rng_state
 from shipline.train.stage import begin_records, prepared
 
 if TYPE_CHECKING:
@@ -110,7 +109,7 @@ class FitLoop:
         self._transfer = hooks.transfer(trainer.data)
         self._validated_at = time.monotonic()
         if (resumed := trainer.resumed) is not None:
-            self._data.load_states(resumed["feeds"])
+            self._data.load_states(resumed["train_feed"], resumed["validation_feeds"])
             set_rng_state(resumed["rng"])
             trainer.resumed = None
 
@@ -195,7 +194,7 @@ class FitLoop:
             source.feed.set_epoch(progress.current_epoch)
         if progress.last or progress.batches % trainer.accumulate_grad_batches == 0:
             trainer.module.on_validation_model_zero_grad()
-        trainer.before_validation = {"rng": rng_state(), "metric_states": metric_states(trainer.module)}
+        trainer.before_validation = trainer.interruptible_state()
         evaluation.run(trainer, "validation", inference_mode=False)
         self._validated, self._validated_at = True, time.monotonic()
         trainer.agree()

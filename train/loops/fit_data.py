@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from shipline.errors import ConfigError
@@ -46,8 +47,9 @@ class FitData:
             self._check_interval()
         return self._feed
 
-    #: How many batches an epoch has; None where nobody knows.
+    #: How many batches an epoch has, and a validation of each loader; None where nobody knows.
     batches: int | None = None
+    validation_batches: Sequence[int | None] = ()
 
     @property
     def validation(self) -> list[Source]:
@@ -62,6 +64,7 @@ class FitData:
                 self.validation_loaders = loaders
                 self._validation = sources(trainer, loaders, trainer.limit_val_batches)
             self._validation_of = self._in_step(trainer.progress.epochs_done)
+            self.validation_batches = [source.own_batches() for source in self._validation]
         return self._validation
 
     def load(self) -> None:
@@ -75,6 +78,10 @@ class FitData:
             digest = trainer.data.fingerprint() if own else fingerprint(*loaders)
             trainer.lineage = trainer.lineage.model_copy(update={"data_fingerprint": digest})
 
+    def close(self) -> None:
+        """Let the loaders' worker processes end; the numbers of batches stay."""
+        self._feed = self._validation = None
+
     def renew(self) -> None:
         """At the beginning of an epoch, ask for the loaders again if it is time."""
         every, epoch = self._trainer.reload_dataloaders_every_n_epochs, self._trainer.progress.epochs_done
@@ -83,16 +90,19 @@ class FitData:
         if every and self._validation is not None and epoch - self._validation_of >= every:
             self._validation = None
 
-    def states(self, batches_done: int) -> dict[str, Any]:
-        """Return the positions of all loaders, where so many batches of the epoch have been trained on."""
-        train = None if self._feed is None else self._feed.state_dict(batches_done)
-        return {"train": train, "validation": [source.feed.state_dict() for source in self._validation or []]}
+    def train_state(self, batches_done: int) -> dict[str, Any] | None:
+        """Return the position of the training loader, where so many batches of the epoch have been trained on."""
+        return None if self._feed is None else self._feed.state_dict(batches_done)
 
-    def load_states(self, states: dict[str, Any]) -> None:
-        """Take up positions of `states`."""
-        if states["train"] is not None:
-            self.feed.load_state_dict(states["train"])
-        for source, state in zip(self.validation, states["validation"], strict=False):
+    def validation_states(self) -> list[dict[str, Any]]:
+        """Return the positions of the validation loaders."""
+        return [source.feed.state_dict() for source in self._validation or []]
+
+    def load_states(self, train: dict[str, Any] | None, validation: list[dict[str, Any]]) -> None:
+        """Take up positions of all loaders."""
+        if train is not None:
+            self.feed.load_state_dict(train)
+        for source, state in zip(self.validation, validation, strict=False):
             source.feed.load_state_dict(state)
 
     def validation_due(self, validated_at: float, now: float) -> bool:

@@ -67,7 +67,8 @@ class MetricLog:
 
         Within None nothing can be logged.
         """
-        outer = (self._entries, self._stage, self._batch, self._in_batch)
+        outer = (self._entries, self._stage, self._batch, self._in_batch, self.step_logged)
+        self.step_logged = {}
         self._entries = {} if entries is None else entries
         self._stage, self._batch, self._in_batch = stage, None, False
         around = dict(self._of_stages)
@@ -77,7 +78,7 @@ class MetricLog:
             yield
         finally:
             self._of_stages = around
-            self._entries, self._stage, self._batch, self._in_batch = outer
+            self._entries, self._stage, self._batch, self._in_batch, self.step_logged = outer
 
     def forget_steps(self) -> None:
         """Forget the latest values of steps."""

@@ -80,6 +80,7 @@ class Run:
     last_url: str | None
     module: Any = None
     data: Any = None
+    result: Any = None  # of a function of the user's own
 
     def __repr__(self) -> str:
         urls = f"url={self.url!r}, best_url={self.best_url!r}, last_url={self.last_url!r}"

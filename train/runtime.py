@@ -14,7 +14,7 @@ from shipline.errors import ConfigError
 from shipline.lineage import Lineage
 from shipline.plugins import load
 from shipline.train.accelerators import pick_accelerator
-from shipline.train.checkpoints.save import Saver
+from shipline.train.checkpoints.saver import Saver
 from shipline.train.hooks import Hooks
 from shipline.train.lightning import attach, detach
 from shipline.train.loops.fit_data import FitData
@@ -109,10 +109,7 @@ class Runtime(Settings, TrainerView):
     @contextlib.contextmanager
     def joined(self, module: Module, data: DataModule, stage: Stage, strategy: Strategy | None) -> Iterator[None]:
         """Join module, data, strategy, precision and profiler for a stage."""
-        self.strategy = Strategy() if strategy is None else strategy
-        self.accelerator = pick_accelerator(self._accelerator)
-        self.device = self.accelerator.device(self.strategy.local_rank)
-        self.accelerator.setup_device(self.device)
+        self.join_device(strategy)
         self.precision_plugin = self._make_precision()
         self.data = data
         data.adopted.trainer = self
@@ -134,6 +131,13 @@ class Runtime(Settings, TrainerView):
             self.state.fn = self.state.stage = None
             self.before_validation = None
             detach(module)
+
+    def join_device(self, strategy: Strategy | None) -> None:
+        """Take this worker's place among the others, and its device."""
+        self.strategy = Strategy() if strategy is None else strategy
+        self.accelerator = pick_accelerator(self._accelerator)
+        self.device = self.accelerator.device(self.strategy.local_rank)
+        self.accelerator.setup_device(self.device)
 
     @property
     def succeeded(self) -> bool:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Stage = Literal["fit", "validate", "test", "predict"]
+#: A stage, or a function of the user's own.
+Work = Stage | Literal["run"]
 
 
 @contextlib.contextmanager

@@ -292,7 +292,8 @@ def interrupting(hook: str, at: int, number: int) -> sl.Callback:
     ("hook", "at"),
     [
         ("on_train_batch_start", 0), ("on_after_backward", 2), ("on_train_batch_end", 3),
-        ("on_validation_batch_end", 3), ("on_validation_epoch_end", 1), ("on_train_epoch_end", 0), ("on_before_optimizer_step", 2),
+        ("on_validation_batch_end", 3), ("on_validation_epoch_end", 1), ("on_train_epoch_end", 0),
+        ("on_before_optimizer_step", 2),
     ],
 )  # fmt: skip
 def test_a_run_that_is_told_to_end_saves_where_it_stands(

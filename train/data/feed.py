@@ -95,6 +95,11 @@ class Feed:
             self._pass_resumed()
         self._start = None
 
+    @property
+    def at_end(self) -> bool:
+        """Whether no epoch has begun, or the one that has is over."""
+        return self._start is None or self._ended
+
     def state_dict(self, done: int | None = None) -> State:
         """Return what brings a feed to where `done` batches have been given; default: to where it is."""
         own = self._generators.own_state()
@@ -140,6 +145,7 @@ class Feed:
         for batch in itertools.islice(source, left):
             self.position += 1
             yield batch, self.position == count
+        self._ended = True
 
     def _looking_ahead(self, source: Iterator[Any], most: int | None) -> Iterator[tuple[Any, bool]]:
         self._remember_first()
@@ -209,7 +215,7 @@ class StatefulFeed(Feed):
             self._loaded = True
 
     def _begin(self) -> Iterator[Any]:
-        """Begin an epoch; a loader that was told that it had ended may give the rest of that first, which is nothing."""
+        """Begin an epoch. A loader that was told that it had ended may give the rest of that first: nothing."""
         loaded, self._loaded = self._loaded, False
         if not loaded:
             return super()._begin()

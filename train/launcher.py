@@ -25,7 +25,7 @@ from shipline.train import loops
 from shipline.train.accelerators import pick_accelerator
 from shipline.train.checkpoints.weights import dump_weights
 from shipline.train.data import DataModule
-from shipline.train.lightning import attach, detach
+from shipline.train.lightning import attach
 from shipline.train.seed import current_seed, seed_everything
 from shipline.train.stage import Work
 from shipline.train.strategies import Ddp, Strategy
@@ -154,7 +154,6 @@ def _work(config: dict[str, Any]) -> bytes | None:
     returned["state"] = {name: getattr(trainer, name) for name in _STATE}
     if stage == "fit":
         returned["weights"], returned["tied"] = dump_weights(module.state_dict())
-        detach(module)
     return bytes(ray.cloudpickle.dumps(returned))  # Ray Train refuses to return objects that hold tensors
 
 
@@ -196,7 +195,6 @@ def _take_back(trainer: Trainer, module: Any, stage: Work, data: bytes) -> Any:
     if stage != "run":
         trainer.module = module
         attach(module, trainer)
-        detach(module)
     return returned["found"]
 
 

@@ -16,7 +16,7 @@ from shipline.plugins import load
 from shipline.train.accelerators import pick_accelerator
 from shipline.train.checkpoints.saver import Saver
 from shipline.train.hooks import Hooks
-from shipline.train.lightning import attach, detach
+from shipline.train.lightning import attach
 from shipline.train.loops.fit_data import FitData
 from shipline.train.loops.progress import Progress
 from shipline.train.metrics import MetricLog
@@ -130,7 +130,6 @@ class Runtime(Settings, TrainerView):
         finally:
             self.state.fn = self.state.stage = None
             self.before_validation = None
-            detach(module)
 
     def join_device(self, strategy: Strategy | None) -> None:
         """Take this worker's place among the others, and its device."""
@@ -138,6 +137,7 @@ class Runtime(Settings, TrainerView):
         self.accelerator = pick_accelerator(self._accelerator)
         self.device = self.accelerator.device(self.strategy.local_rank)
         self.accelerator.setup_device(self.device)
+        self.strategy.root_device = self.device
 
     @property
     def succeeded(self) -> bool:

@@ -15,7 +15,7 @@ from shipline.store import absolute, join, open_store
 from shipline.train import checkpoints, loops
 from shipline.train.accelerators import pick_accelerator
 from shipline.train.data.adopt import as_data
-from shipline.train.lightning import as_module, attach, detach
+from shipline.train.lightning import as_module, attach
 from shipline.train.run import Run, RunDirectory
 from shipline.train.runtime import Runtime
 from shipline.train.seed import current_seed
@@ -138,7 +138,6 @@ class Trainer(Runtime):
         """Take the module and the callbacks that it brings along."""
         module = as_module(model)
         attach(module, self)
-        detach(module)
         self.callbacks = with_callbacks(self.callbacks, module.configure_callbacks())
         return module
 

@@ -10,6 +10,7 @@ import torch
 
 from shipline.train.callbacks import Callback, EarlyStopping, ModelCheckpoint, ProgressBar
 from shipline.train.data.limits import count_batches
+from shipline.train.lightning import FitLoop
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -226,6 +227,13 @@ class TrainerView:
         """What was logged with `prog_bar=True`: the latest values of steps, and those of finished epochs."""
         steps = {name: float(value) for name, value in self.metrics.progress.items()}
         return steps | self.epoch_progress
+
+    @property
+    def fit_loop(self) -> FitLoop:
+        """What packages look up in Lightning's loop."""
+        return FitLoop(self)  # type: ignore[arg-type]
+
+    _logger_connector = fit_loop
 
     # ---- collaborators -----------------------------------------------------------------------------------------------
 

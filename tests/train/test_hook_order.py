@@ -129,8 +129,8 @@ def recording_data(base: Any, events: list[Event]) -> Any:
 
 def run(trainer: Any, module: Any, data: Any) -> None:
     trainer.fit(module, datamodule=data)
-    trainer.validate(module, datamodule=data, **({"verbose": False} if hasattr(trainer, "fit_loop") else {}))
-    trainer.test(module, datamodule=data, **({"verbose": False} if hasattr(trainer, "fit_loop") else {}))
+    trainer.validate(module, datamodule=data, verbose=False)
+    trainer.test(module, datamodule=data, verbose=False)
     trainer.predict(module, datamodule=data)
 
 

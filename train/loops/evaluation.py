@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from shipline.train.trainer import Trainer
 
 Name = Literal["validation", "test", "predict"]
+_STAGES = {"validation": "validate", "test": "test", "predict": "predict"}
 
 
 @dataclass
@@ -174,11 +175,12 @@ def _evaluating(trainer: Trainer, name: Name, inference_mode: bool) -> Iterator[
     if not trainer.hooks(f"on_{name}_model_eval"):
         trainer.module.eval()
     before, trainer.evaluation = trainer.evaluation, name
+    stage, trainer.state.stage = trainer.state.stage, "sanity_check" if trainer.sanity_checking else _STAGES[name]
     try:
         with torch.inference_mode() if inference_mode else torch.no_grad():
             yield
     finally:
-        trainer.evaluation = before
+        trainer.evaluation, trainer.state.stage = before, stage
         for part, training in modes:
             part.training = training
     if name != "predict":

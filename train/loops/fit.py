@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from shipline.checkpoint import Checkpoint
 from shipline.errors import TrainingError
 from shipline.train import checkpoints
-from shipline.train.loops import evaluation
+from shipline.train.loops import evaluation, schedules
 from shipline.train.loops.fit_data import FitData
 from shipline.train.loops.logging import collecting, log_step, log_values, reduced
 from shipline.train.loops.loss import LossCheck
@@ -57,15 +57,15 @@ def make_optimizers(trainer: Trainer) -> None:
 def _check_sanity(trainer: Trainer) -> None:
     """Try a few validation batches, so that a mistake there shows now and not after the first epoch."""
     steps = trainer.num_sanity_val_steps
-    if steps == 0 or not trainer.fit_data.validation:
+    if steps == 0 or not trainer.fit_data.has_validation:
         return
     trainer.sanity_checking = True
-    trainer.hooks("on_sanity_check_start")
     with isolate_rng():
+        trainer.hooks("on_sanity_check_start")
         trainer.sources = trainer.fit_data.validation
         evaluation.run(trainer, "validation", inference_mode=False, most=None if steps == -1 else steps)
-    trainer.forget_metrics()
-    trainer.hooks("on_sanity_check_end")
+        trainer.forget_metrics()
+        trainer.hooks("on_sanity_check_end")
     trainer.sanity_checking = False
 
 
@@ -267,12 +267,12 @@ class FitLoop:
         automatic = self._trainer.module.automatic_optimization
         return [schedule for schedule in self._trainer.schedules if automatic and schedule.interval == interval]
 
-    def _step_schedules(self, schedules: list[Schedule], index: int, *, plateau: bool) -> None:
+    def _step_schedules(self, due: list[Schedule], index: int, *, plateau: bool) -> None:
         """Step those whose turn it is: with the batch, or after validation where they need its metric."""
         trainer = self._trainer
-        for schedule in schedules:
+        for schedule in due:
             if schedule.reduce_on_plateau == plateau and (index + 1) % schedule.frequency == 0:
                 metrics = trainer.callback_metrics if plateau else {}
                 if plateau and schedule.monitor not in metrics and not self._validated and self._data.validation:
                     continue  # what it waits for comes with the first validation
-                schedule.step(metrics, trainer.module.lr_scheduler_step)
+                schedules.step(schedule, metrics, trainer.module.lr_scheduler_step)

@@ -57,7 +57,7 @@ class FitData:
         if self._validation is None:
             trainer = self._trainer
             self._validation = []
-            if trainer.limit_val_batches != 0 and overrides(trainer.module, "validation_step"):
+            if self.has_validation:
                 loaders = trainer.data.val_dataloader()
                 if trainer.overfit_batches:
                     loaders = unshuffled(loaders)
@@ -66,6 +66,13 @@ class FitData:
             self._validation_of = self._in_step(trainer.progress.epochs_done)
             self.validation_batches = [source.own_batches() for source in self._validation]
         return self._validation
+
+    @property
+    def has_validation(self) -> bool:
+        """Whether there is something to validate; no loader is asked for."""
+        trainer = self._trainer
+        wanted = trainer.limit_val_batches != 0 and overrides(trainer.module, "validation_step")
+        return wanted and trainer.data.has_loader("val")
 
     def load(self) -> None:
         """Ask for the loaders now, and note in the lineage which data they hold."""

@@ -25,6 +25,8 @@ class Strategy:
     world_size = 1
     local_rank = 0
     node_rank = 0
+    #: Where this worker computes; the Trainer sets it.
+    root_device = torch.device("cpu")
 
     @property
     def global_rank(self) -> int:

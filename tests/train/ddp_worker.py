@@ -47,9 +47,15 @@ def fingerprint(module: torch.nn.Module) -> list[float]:
     return [float(tensor.double().sum()) for tensor in module.state_dict().values()]
 
 
-def fit(trainer: sl.Trainer, module: Any, train: Any, val: Any = None, resume: str | None = None) -> None:
+def difference(one: torch.nn.Module, other: torch.nn.Module) -> float:
+    """The greatest between their weights."""
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return max(float((a - b).abs().max()) for a, b in pairs)
+
+
+def fit(trainer: sl.Trainer, module: Any, train: Any, val: Any = None, resume: str | None = None, **ddp: Any) -> None:
     checkpoint = None if resume is None else open_checkpoint(resume)
-    loops.fit(trainer, module, Loaders(train, val), checkpoint, Ddp())
+    loops.fit(trainer, module, Loaders(train, val), checkpoint, Ddp(**ddp))
 
 
 def evaluation() -> list[Any]:
@@ -78,8 +84,62 @@ def gradients() -> list[Any]:
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
-    pairs = zip(module.state_dict().values(), plain.state_dict().values(), strict=True)
-    return [fingerprint(module), max(float((a - b).abs().max()) for a, b in pairs)]
+    return [fingerprint(module), difference(module, plain)]
+
+
+def skips(rank: int) -> list[Any]:
+    """Weights where one worker's loss is not finite at batches 1, 4 and 5 of 6, two to a step; and a plain loop's."""
+    left_out = (1, 4, 5)
+
+    class Overflows(Mlp):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            loss = super().training_step(batch, batch_idx)
+            return loss * float("inf") if rank == 1 and batch_idx in left_out else loss
+
+    torch.manual_seed(0)
+    module = Overflows()
+    fit(
+        bare_trainer(max_epochs=1, accumulate_grad_batches=2, nonfinite_loss="skip"), module, DataLoader(rows(0, 96), 8)
+    )
+    torch.manual_seed(0)
+    plain = Mlp()
+    optimizer = plain.configure_optimizers()
+    for index, (image, digit) in enumerate(DataLoader(rows(0, 96), 16)):
+        if index % 2 == 0:
+            optimizer.zero_grad()
+        if index not in left_out:
+            (F.cross_entropy(plain(image), digit) / 2).backward()  # type: ignore[no-untyped-call]
+        if index % 2:
+            optimizer.step()
+    return [fingerprint(module), difference(module, plain)]
+
+
+def by_hand() -> list[Any]:
+    """Weights after manual optimization of two parts in turn, and those of one process."""
+
+    class Turns(Mlp):
+        def __init__(self) -> None:
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            image, digit = batch
+            for optimizer in self.optimizers():
+                with optimizer.toggle_model():
+                    optimizer.zero_grad()
+                    self.manual_backward(F.cross_entropy(self(image), digit))
+                    optimizer.step()
+
+        def configure_optimizers(self) -> Any:
+            return [torch.optim.SGD(self.layers[index].parameters(), lr=0.1, momentum=0.9) for index in (0, 3)]
+
+    torch.manual_seed(0)
+    module = Turns()
+    fit(bare_trainer(max_epochs=2), module, DataLoader(rows(0, 128), 16), find_unused_parameters=True)
+    torch.manual_seed(0)
+    alone = Turns()
+    bare_trainer(max_epochs=2).fit(alone, DataLoader(rows(0, 128), 32))
+    return [fingerprint(module), difference(module, alone)]
 
 
 def resume(root: str, rank: int) -> list[Any]:
@@ -134,6 +194,8 @@ def main(rank: int, world_size: int, directory: str) -> None:
         found = {
             "evaluation": evaluation(),
             "gradients": gradients(),
+            "skips": skips(rank),
+            "by_hand": by_hand(),
             "resume": resume(f"{directory}/runs", rank),
             "stop": stop(f"{directory}/runs", rank),
         }

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from training import metric_rows
+from workers import run_workers
 
 from shipline.checkpoint import open_checkpoint
 from shipline.store import open_store
@@ -25,26 +23,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def found(directory: Path) -> list[dict[str, Any]]:
     """What each worker saw."""
-    script = str(Path(__file__).with_name("ddp_worker.py"))
-    workers = [
-        subprocess.Popen(
-            [sys.executable, script, str(rank), str(WORKERS), str(directory)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(WORKERS)
-    ]
-    ended = []
-    try:
-        ended = [(worker.communicate(timeout=120), worker.returncode) for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()
-    for (_, errors), code in ended:
-        assert code == 0, errors
-    return [json.loads(output.splitlines()[-1]) for (output, _), _ in ended]
+    return run_workers(Path(__file__).with_name("ddp_worker.py"), WORKERS, directory)
 
 
 def test_metrics_over_all_workers_are_those_of_one_process(found: list[dict[str, Any]]) -> None:
@@ -58,8 +37,16 @@ def test_metrics_over_all_workers_are_those_of_one_process(found: list[dict[str,
     assert [pair[0] for pair in found[0]["evaluation"]] == [pair[0] for pair in found[1]["evaluation"]]
 
 
-def test_gradients_are_those_of_the_whole_batch(found: list[dict[str, Any]]) -> None:
-    (weights, difference), (other, _) = (worker["gradients"] for worker in found)
+@pytest.mark.parametrize("how", ["gradients", "by_hand"])
+def test_gradients_are_those_of_the_whole_batch(found: list[dict[str, Any]], how: str) -> None:
+    (weights, difference), (other, _) = (worker[how] for worker in found)
+    assert difference < 1e-6
+    assert weights == other
+
+
+def test_a_batch_that_one_worker_cannot_use_is_skipped_by_all(found: list[dict[str, Any]]) -> None:
+    """Within an accumulation, at its end, and all of one: a worker never waits, the weights never differ."""
+    (weights, difference), (other, _) = (worker["skips"] for worker in found)
     assert difference < 1e-6
     assert weights == other
 

@@ -148,6 +148,7 @@ def _automatic(trainer: Trainer, step: Step) -> RunBatch:  # noqa: C901 -- the h
     def run(batch: Any, batch_idx: int, last: bool) -> Any:  # noqa: C901
         outputs: dict[str, Any] = {}
         every = trainer.accumulate_grad_batches
+        steps = last or (batch_idx + 1) % every == 0
 
         def closure() -> torch.Tensor | None:
             nonlocal outputs
@@ -166,6 +167,8 @@ def _automatic(trainer: Trainer, step: Step) -> RunBatch:  # noqa: C901 -- the h
                 backward(loss)
                 for hook in after_backward:
                     hook()
+            elif steps:
+                trainer.strategy.average_gradients(module)  # of the batches before; this one's backward would have
             return loss
 
         def closure_of_step() -> torch.Tensor | None:
@@ -180,7 +183,7 @@ def _automatic(trainer: Trainer, step: Step) -> RunBatch:  # noqa: C901 -- the h
             if clip and raw is not None:
                 module.configure_gradient_clipping(raw, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
 
-        if last or (batch_idx + 1) % every == 0:
+        if steps:
             if raw is None:
                 closure()
             else:

@@ -174,6 +174,9 @@ class MetricLog:
         everybody = gather((_states(self._entries), steps))
         entries = self._merged([states for states, _ in everybody])
         results = {name: self._result(name, entry, gather, world_size) for name, entry in entries.items()}
+        for entry in entries.values():  # only now: one metric may be logged by several names
+            if entry.metric is not None:
+                entry.metric.reset()
         together: dict[str, list[float]] = {}
         for _, theirs in everybody:
             for name, value in theirs.items():
@@ -225,9 +228,7 @@ class MetricLog:
         if entry.values is not None:
             return entry.values.result()
         value = epoch_value(entry.metric, gather, world_size)
-        entry.metric.reset()
-        number = _number(name, value)
-        return float(number)
+        return float(_number(name, value))
 
 
 def _states(entries: dict[str, _Entry]) -> dict[str, Any]:

@@ -53,6 +53,9 @@ class Strategy:
     def before_manual_backward(self, step: Step, loss: torch.Tensor) -> None:
         """Called before a backward pass that runs inside the training step."""
 
+    def average_gradients(self, module: Module) -> None:
+        """Make gradients that were only accumulated those of all workers, where no backward pass will do it."""
+
     def barrier(self, name: str | None = None) -> None:
         """Wait for all workers."""
 

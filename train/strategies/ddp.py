@@ -58,6 +58,13 @@ class Ddp(Strategy):
             used = list(_find_tensors(loss)) if inner.find_unused_parameters else []  # type: ignore[no-untyped-call]
             inner.reducer.prepare_for_backward(used)
 
+    def average_gradients(self, module: Module) -> None:
+        """Exchange gradients that were accumulated within `no_sync`."""
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= self.world_size
+
     def barrier(self, name: str | None = None) -> None:
         """Wait for all workers."""
         dist.barrier()

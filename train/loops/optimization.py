@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from shipline.errors import ConfigError, TrainingError
-from shipline.train.loops.optimizer import LoopOptimizer
+from shipline.train.loops.optimizer import LoopOptimizer, unwrapped
 
 if TYPE_CHECKING:
     from shipline.train.strategies import Step
@@ -56,7 +56,7 @@ class OptimizationHooks:
         loss = trainer.precision_plugin.scale(loss)
         trainer.strategy.before_manual_backward(trainer.step, loss)
         hooks("on_before_backward", loss)
-        self.backward(loss, *args, **kwargs)
+        hooks.method("backward")(loss, *args, **kwargs)
         hooks("on_after_backward")
 
     def backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
@@ -91,6 +91,7 @@ class OptimizationHooks:
         """Limit the norm of the optimizer's gradients together ("norm", the default), or each of their values."""
         if not gradient_clip_val:
             return
+        self.trainer.precision_plugin.unscale(unwrapped(optimizer))
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         if gradient_clip_algorithm == "value":
             nn.utils.clip_grad_value_(parameters, gradient_clip_val)
@@ -135,17 +136,24 @@ def optimization(trainer: Trainer, step: Step) -> RunBatch:
 
 def _automatic(trainer: Trainer, step: Step) -> RunBatch:  # noqa: C901 -- the hot path, to be read in one piece
     """Training step and backward pass run inside the optimizer's step, as its closure."""
-    module, hooks, progress = trainer.module, trainer.hooks, trainer.progress
+    hooks, progress = trainer.hooks, trainer.progress
     precision, loss_of = trainer.precision_plugin, trainer.loss_check.loss_of
     raw = trainer.optimizers[0] if trainer.optimizers else None
-    optimizer: Any = LoopOptimizer(raw, trainer, None) if raw is not None and precision.scales else raw
     before_zero, before_backward = hooks.of("on_before_zero_grad"), hooks.of("on_before_backward")
     after_backward, before_step = hooks.of("on_after_backward"), hooks.of("on_before_optimizer_step")
     clip = trainer.gradient_clip_val is not None or hooks.overridden("configure_gradient_clipping")
-    backward = hooks.profiled("backward", module.backward)
-    optimizer_step = hooks.profiled("optimizer_step", module.optimizer_step)
+    backward, zero_grad = hooks.method("backward"), hooks.method("optimizer_zero_grad")
+    optimizer_step, clip_gradients = hooks.method("optimizer_step"), hooks.method("configure_gradient_clipping")
 
-    def run(batch: Any, batch_idx: int, last: bool) -> Any:  # noqa: C901
+    def look_at_gradients() -> None:
+        for hook in before_step:
+            hook(raw)
+        if clip and raw is not None:
+            clip_gradients(raw, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
+
+    optimizer: Any = raw if raw is None or not precision.scales else LoopOptimizer(raw, trainer, look_at_gradients)
+
+    def run(batch: Any, batch_idx: int, last: bool) -> Any:
         outputs: dict[str, Any] = {}
         every = trainer.accumulate_grad_batches
 
@@ -156,7 +164,7 @@ def _automatic(trainer: Trainer, step: Step) -> RunBatch:  # noqa: C901 -- the h
             if batch_idx % every == 0 and raw is not None:
                 for hook in before_zero:
                     hook(raw)
-                module.optimizer_zero_grad(progress.current_epoch, batch_idx, raw)
+                zero_grad(progress.current_epoch, batch_idx, raw)
             if loss is not None:
                 loss = loss / every if every > 1 else loss
                 outputs = _with_loss(found, loss)
@@ -168,23 +176,18 @@ def _automatic(trainer: Trainer, step: Step) -> RunBatch:  # noqa: C901 -- the h
                     hook()
             return loss
 
-        def closure_of_step() -> torch.Tensor | None:
+        def closure_and_look() -> torch.Tensor | None:
             loss = closure()
-            if not precision.scales:
-                look_at_gradients()
+            look_at_gradients()
             return loss
-
-        def look_at_gradients() -> None:
-            for hook in before_step:
-                hook(raw)
-            if clip and raw is not None:
-                module.configure_gradient_clipping(raw, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
 
         if last or (batch_idx + 1) % every == 0:
             if raw is None:
                 closure()
             else:
-                optimizer_step(progress.current_epoch, batch_idx, optimizer, closure_of_step)
+                optimizer_step(
+                    progress.current_epoch, batch_idx, optimizer, closure_and_look if optimizer is raw else closure
+                )
             progress.global_step += 1
         else:
             with trainer.strategy.no_sync(trainer.step):

@@ -39,7 +39,7 @@ def prepared(
             has_data = True
             trainer.hooks("setup", stage)
             with trainer.precision_plugin.init_context():
-                module.configure_model()
+                trainer.hooks.method("configure_model")()
             trainer.move_module()
             with _torch_modes(trainer):
                 yield
@@ -58,7 +58,7 @@ def _prepare_data(trainer: Trainer) -> None:
     """One worker downloads while the others wait."""
     if trainer.is_global_zero:
         trainer.hooks.data("prepare_data")
-        trainer.module.prepare_data()
+        trainer.hooks.method("prepare_data")()
     trainer.strategy.barrier()
 
 
@@ -66,12 +66,12 @@ def _take_down(trainer: Trainer, stage: Stage, has_data: bool) -> None:
     """Write what is to be written, first of all; then let everybody clean up."""
     with contextlib.ExitStack() as todo:
         todo.callback(trainer.accelerator.teardown)
+        if trainer.profiler is not None:
+            todo.callback(trainer.profiler.teardown, stage)
         todo.callback(trainer.precision_plugin.release, trainer.module)
         todo.callback(trainer.hooks, "teardown", stage)
         if has_data:
             todo.callback(trainer.hooks.data, "teardown", stage)
-        if trainer.profiler is not None:
-            todo.callback(trainer.profiler.teardown, stage)
         if trainer.is_global_zero and stage == "fit":
             for each in reversed(trainer.loggers):
                 todo.callback(each.finalize, "success" if trainer.succeeded else "failed")

@@ -59,6 +59,18 @@ def save(
     Raises:
         TrainingError: the checkpoint before could not be written; or something in the state cannot be kept.
     """
+    submit = trainer.hooks.profiled("save_checkpoint", _submit)
+    submit(trainer, directory, (monitor, mode), weights_only, replace, then)
+
+
+def _submit(
+    trainer: Trainer,
+    directory: Store,
+    judged: tuple[str | None, Any],
+    weights_only: bool,
+    replace: bool,
+    then: Callable[[], None] | None,
+) -> None:
     trainer.loss_check.look()  # weights that came of a loss that is not finite are not to be kept
     content = _content(trainer)
     everybody = [] if weights_only else trainer.strategy.gather(_of_this_worker(trainer))
@@ -72,7 +84,7 @@ def save(
         state = _of_the_run(trainer) | {"module": _own(content), "workers": everybody}
         files[STATE], state_tensors = encode_tree(state)
         files[STATE_TENSORS] = saver.state.fill(state_tensors)
-    manifest = _manifest(trainer, tied, monitor, mode)
+    manifest = _manifest(trainer, tied, *judged)
     todo = [logger.save for logger in trainer.loggers]  # a resumed run counts on the rows up to here
     todo += [partial(_commit, directory, files, manifest, replace), *([then] if then is not None else [])]
 

@@ -32,7 +32,7 @@ class FitData:
         """This worker's training batches."""
         if self._feed is None:
             trainer = self._trainer
-            loader = trainer.data.train_dataloader()
+            loader = trainer.hooks.data("train_dataloader")
             if trainer.overfit_batches:
                 loader = unshuffled(loader)
             if trainer.use_distributed_sampler:
@@ -56,7 +56,7 @@ class FitData:
             trainer = self._trainer
             self._validation = []
             if trainer.limit_val_batches != 0 and overrides(trainer.module, "validation_step"):
-                loaders = trainer.data.val_dataloader()
+                loaders = trainer.hooks.data("val_dataloader")
                 if trainer.overfit_batches:
                     loaders = unshuffled(loaders)
                 self.validation_loaders = loaders

@@ -1,5 +1,6 @@
-"""Where the time of a run goes."""
+"""Where the time of a run goes, and the memory."""
 
 from shipline.train.profilers.base import Profiler
+from shipline.train.profilers.simple import SimpleProfiler
 
-__all__ = ["Profiler"]
+__all__ = ["Profiler", "SimpleProfiler"]

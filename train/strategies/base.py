@@ -21,6 +21,9 @@ Step = Callable[..., Any]
 class Strategy:
     """One worker. A strategy of several overrides what they must do together; names are PyTorch Lightning's."""
 
+    #: Whether it is for several workers: of one alone it would only make more work.
+    joins_workers = False
+
     rank = 0
     world_size = 1
     local_rank = 0

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 from training import Mlp, bare_trainer, new_trainer, on_hook, rows, same_weights, train_loader, val_loader
 
 from shipline import plugins
@@ -102,7 +103,7 @@ class PrecisionConformance:
             module = Mlp()
             trainer = bare_trainer(max_epochs=6, callbacks=look, gradient_clip_val=0.5, **options)
             trainer.fit(module, train_loader(256, shuffle=False), val_loader())
-            predictions = trainer.predict(module, [rows(0, 32).tensors[0]])
+            predictions = trainer.predict(module, DataLoader(rows(0, 32).tensors[0], 32))
             assert predictions[0].dtype == (self.computes if options else torch.float32)
             return [*found, float(trainer.callback_metrics["val_loss"])]
 

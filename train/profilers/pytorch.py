@@ -88,7 +88,7 @@ class PyTorchProfiler(Profiler):
         self._running: list[Any] = []
         self._hooks: list[Any] = []
         self._table = ""
-        self._traces = 0
+        self._batches = self._traces = 0
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_profile": None, "_module": None, "_running": [], "_hooks": []}
@@ -98,10 +98,12 @@ class PyTorchProfiler(Profiler):
         super().setup(stage, run, rank, module)
         self._reset()
         self._module = module if self._names else None
-        wait, warmup, active, repeat = self._schedule
-        schedule = torch.profiler.schedule(wait=wait, warmup=warmup, active=active, repeat=repeat)
-        own: dict[str, Any] = {"activities": _activities(), "schedule": schedule, "on_trace_ready": self._take}
-        self._profile = torch.profiler.profile(**(own | self._options))
+        options: dict[str, Any] = {"activities": _activities(), "on_trace_ready": self._take} | self._options
+        if "schedule" not in options:
+            wait, warmup, active, repeat = self._schedule
+            options["schedule"] = torch.profiler.schedule(wait=wait, warmup=warmup, active=active, repeat=repeat)
+            options.setdefault("acc_events", repeat > 1)  # the table is of all traces, unless there is no end of them
+        self._profile = torch.profiler.profile(**options)
         self._profile.start()
 
     def start(self, action_name: str) -> None:
@@ -114,10 +116,14 @@ class PyTorchProfiler(Profiler):
         """End the action; where it was a batch, count it."""
         self._running.pop().__exit__(None, None, None)
         if self._profile is not None and action_name.endswith(_STEPS.get(self.stage or "", "_step")):
-            self._profile.step()
+            # Where taking a trace fails, torch's profiler must not be stopped once more: that ends the process.
+            profile, self._profile = self._profile, None
+            self._batches += 1
+            profile.step()
+            self._profile = profile
 
     def summary(self) -> str:
-        """Return the table of the operations in the last trace."""
+        """Return the table of the operations in the traces."""
         return self._table
 
     def teardown(self, stage: str) -> None:
@@ -128,15 +134,21 @@ class PyTorchProfiler(Profiler):
         if self._profile is not None:
             self._profile.stop()
             self._profile = None
-        if not self._table and "on_trace_ready" not in self._options:
+        if self._is_too_short():
             logger.warning(
-                "The profiler has no trace: %s ended before wait=%d and warmup=%d batches had passed. Set both to 0.",
-                stage, *self._schedule[:2],
+                "The profiler has no trace: of %d batches, wait=%d and warmup=%d were let pass. Set both to 0.",
+                self._batches, *self._schedule[:2],
             )  # fmt: skip
         super().teardown(stage)
 
+    def _is_too_short(self) -> bool:
+        """Whether no batch was measured, as far as we know."""
+        return "schedule" not in self._options and self._batches <= sum(self._schedule[:2])
+
     def _take(self, profile: Any) -> None:
         """Take what was measured over some batches."""
+        if self._is_too_short():
+            return
         averages = profile.key_averages(group_by_input_shape=self._group)
         sort_by = self._sort_by or ("device_time_total" if len(_activities()) > 1 else "cpu_time_total")
         self._table = averages.table(sort_by=sort_by, row_limit=self._rows)

@@ -13,8 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parallel.distributed import _find_tensors
 
-from shipline.errors import ConfigError, nearest
-from shipline.train.strategies.base import Step, Strategy, step_of
+from shipline.train.strategies.base import Step, Strategy, operation, step_of
 
 if TYPE_CHECKING:
     from shipline.train.module import Module
@@ -94,21 +93,13 @@ class Ddp(Strategy):
         return torch.stack(gathered)
 
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
-        """Return the mean, the sum, the product, the least or the greatest over all workers; a new tensor.
-
-        Raises:
-            ConfigError: `reduce_op` is none of these.
-        """
+        """Return the mean, the sum, the product, the least or the greatest over all workers; a new tensor."""
+        name = operation(reduce_op)
         if not isinstance(tensor, torch.Tensor):
             return tensor
-        operation = str(reduce_op).lower().rpartition(".")[2]
-        if operation not in _OPERATIONS:
-            raise ConfigError(
-                f"reduce has reduce_op={reduce_op!r}.{nearest(operation, _OPERATIONS)} Known: {', '.join(_OPERATIONS)}."
-            )
         total = tensor.clone()
-        dist.all_reduce(total, _OPERATIONS[operation], group=group)
-        return total / dist.get_world_size(group) if operation in ("mean", "avg") else total
+        dist.all_reduce(total, _OPERATIONS[name], group=group)
+        return total / dist.get_world_size(group) if name == "mean" else total
 
 
 class DdpFindUnusedParameters(Ddp):
@@ -119,8 +110,8 @@ class DdpFindUnusedParameters(Ddp):
 
 
 _OPERATIONS = {
-    "mean": dist.ReduceOp.SUM, "avg": dist.ReduceOp.SUM, "sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN,
-    "max": dist.ReduceOp.MAX, "product": dist.ReduceOp.PRODUCT,
+    "mean": dist.ReduceOp.SUM, "sum": dist.ReduceOp.SUM, "product": dist.ReduceOp.PRODUCT,
+    "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX,
 }  # fmt: skip
 
 

@@ -2,8 +2,8 @@
 
 What is compiled is the step as the loop calls it: what the strategy put around it, the module's training, validation,
 test or prediction step, and all that it calls. Nothing of the module is changed, so that its state dict, its copies and
-what is exported are those of the module itself. What Shipline does inside a step, such as to log, is not compiled: the
-graph ends before it and goes on after it.
+what is exported are those of the module itself. What Shipline does inside a step, such as to log, or to step an
+optimizer by hand, is not compiled: the graph ends before it and goes on after it.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def compiler_of(setting: bool | dict[str, Any], compiled_as: Compiler | None) ->
         compiled_as: what `torch.compile` compiled the model with that was given, if it was; `setting` goes before it.
     """
     if setting is False and compiled_as is None:
-        return _as_it_is
+        return as_it_is
     _leave_out_ourselves()
     if setting is False:
         assert compiled_as is not None
@@ -64,8 +64,14 @@ def compiled_as(model: Any) -> Compiler | None:
     return getattr(model, "dynamo_ctx", None) if hasattr(model, "_orig_mod") else None
 
 
-def _as_it_is(step: Step) -> Step:
+def as_it_is(step: Step) -> Step:
+    """Return the step, not compiled."""
     return step
+
+
+def uncompiled(function: Step) -> Step:
+    """Return what runs the function, and all that it calls, uncompiled, also when a compiled step calls it."""
+    return torch.compiler.disable(function)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _leave_out_ourselves() -> None:

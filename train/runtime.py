@@ -15,7 +15,7 @@ from shipline.lineage import Lineage
 from shipline.plugins import load
 from shipline.train.accelerators import pick_accelerator
 from shipline.train.checkpoints.save import Saver
-from shipline.train.compiling import Compiler, compiler_of
+from shipline.train.compiling import Compiler, as_it_is, compiler_of, uncompiled
 from shipline.train.hooks import Hooks
 from shipline.train.lightning import attach, detach
 from shipline.train.loops.fit_data import FitData
@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 _STAYS = frozenset({
     "saver", "fit_data", "hooks", "module", "data", "step", "loss_check", "optimizers", "loop_optimizers", "schedules",
     "sources", "strategy", "accelerator", "precision_plugin", "metrics", "signals", "predictions",
-    "compiled", "compiled_as",
+    "compiled", "uncompiled", "compiled_as",
 })  # fmt: skip
 
 
@@ -61,6 +61,8 @@ class Runtime(Settings, TrainerView):
     step: Any
     #: Returns a step compiled, or as it is.
     compiled: Compiler
+    #: Returns what runs a function uncompiled within a compiled step.
+    uncompiled: Compiler
     #: What `torch.compile` compiled the module with that was given last, if it was compiled.
     compiled_as: Compiler | None = None
 
@@ -119,6 +121,7 @@ class Runtime(Settings, TrainerView):
         self.accelerator.setup_device(self.device)
         self.precision_plugin = self._make_precision()
         self.compiled = compiler_of(self.compile, self.compiled_as)
+        self.uncompiled = as_it_is if self.compiled is as_it_is else uncompiled
         self.data = data
         data.adopted.trainer = self
         self.state = State(stage, "train" if stage == "fit" else stage, "running")

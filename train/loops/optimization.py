@@ -51,13 +51,7 @@ class OptimizationHooks:
         """Run the backward pass of a loss, with the hooks around it; for manual optimization."""
         if self.automatic_optimization:
             raise TrainingError("manual_backward is for manual optimization: set self.automatic_optimization = False.")
-        trainer = self.trainer
-        hooks = trainer.hooks
-        loss = trainer.precision_plugin.scale(loss)
-        trainer.strategy.before_manual_backward(trainer.step, loss)
-        hooks("on_before_backward", loss)
-        hooks.method("backward")(loss, *args, **kwargs)
-        hooks("on_after_backward")
+        self.trainer.uncompiled(_backward_by_hand)(self.trainer, loss, *args, **kwargs)
 
     def backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
         """Compute the gradients of a loss."""
@@ -132,6 +126,15 @@ class OptimizationHooks:
 def optimization(trainer: Trainer, step: Step) -> RunBatch:
     """Return the function that runs a batch, as the module wants it: automatic or manual."""
     return _automatic(trainer, step) if trainer.module.automatic_optimization else _manual(trainer, step)
+
+
+def _backward_by_hand(trainer: Trainer, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+    hooks = trainer.hooks
+    loss = trainer.precision_plugin.scale(loss)
+    trainer.strategy.before_manual_backward(trainer.step, loss)
+    hooks("on_before_backward", loss)
+    hooks.method("backward")(loss, *args, **kwargs)
+    hooks("on_after_backward")
 
 
 def _automatic(trainer: Trainer, step: Step) -> RunBatch:  # noqa: C901 -- the hot path, to be read in one piece

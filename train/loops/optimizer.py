@@ -35,7 +35,7 @@ class LoopOptimizer:
 
     def step(self, closure: Callable[[], Any] | None = None, **_options: Any) -> Any:
         """Step, after `closure` has computed the gradients, if it is given."""
-        step = self._trainer.precision_plugin.optimizer_step
+        step = self._trainer.uncompiled(self._trainer.precision_plugin.optimizer_step)
         if self._count is None:
             return step(self.optimizer, closure or _nothing, self._look)
         result = self._trainer.hooks.profiled("optimizer_step", step)(self.optimizer, closure or _nothing, self._look)

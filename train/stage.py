@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
@@ -83,17 +84,24 @@ def _take_down(trainer: Trainer, stage: Stage, has_data: bool) -> None:
 def _torch_modes(trainer: Trainer) -> Iterator[None]:
     """What the Trainer switches on in torch itself, as it was before afterwards."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    benchmark = torch.backends.cudnn.benchmark
+    cudnn, cublas = torch.backends.cudnn.benchmark, os.environ.get(_CUBLAS)
     if trainer.deterministic is not None:
         torch.use_deterministic_algorithms(bool(trainer.deterministic), warn_only=trainer.deterministic == "warn")
-    if trainer.benchmark is not None:
-        torch.backends.cudnn.benchmark = trainer.benchmark
+    if trainer.deterministic:
+        os.environ.setdefault(_CUBLAS, ":4096:8")  # without it cuBLAS may add in another order each time
+    if trainer.benchmark is not None or trainer.deterministic:  # a benchmark may choose another algorithm each time
+        torch.backends.cudnn.benchmark = bool(trainer.benchmark)
     try:
         with torch.autograd.set_detect_anomaly(trainer.detect_anomaly or torch.is_anomaly_enabled()):
             yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.backends.cudnn.benchmark = benchmark
+        torch.backends.cudnn.benchmark = cudnn
+        if cublas is None:
+            os.environ.pop(_CUBLAS, None)
+
+
+_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 
 def begin_records(trainer: Trainer, resume: Checkpoint | None) -> None:

@@ -80,7 +80,9 @@ class FitData:
         every, epoch = self._trainer.reload_dataloaders_every_n_epochs, self._trainer.progress.epochs_done
         if every and self._feed is not None and epoch - self._feed_of >= every:
             self._feed = None
-        if every and self._validation is not None and epoch - self._validation_of >= every:
+        between = self._trainer.check_val_every_n_epoch
+        validates = between is None or (epoch + 1) % between == 0
+        if every and validates and self._validation is not None and epoch - self._validation_of >= every:
             self._validation = None
 
     def states(self, batches_done: int) -> dict[str, Any]:

@@ -88,7 +88,7 @@ def test_all_workers_decide_alike(found: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.parametrize("test", [name for name in dir(StrategyConformance) if name.startswith("test_")])
-@pytest.mark.parametrize("strategy", ["ddp", "ddp_find_unused_parameters_true"])
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_find_unused_parameters_true", "of the page"])
 def test_conformance(found: list[dict[str, Any]], strategy: str, test: str) -> None:
     """What every strategy must do: the workers have run it together."""
     assert [worker["conformance"][strategy][test] for worker in found] == ["", ""]

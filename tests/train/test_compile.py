@@ -136,8 +136,7 @@ def test_a_compiled_run_goes_on_exactly(tmp_path: Path) -> None:
     assert same_weights(fit("plain", 2, "last", **compiled), whole)
 
 
-@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
-@pytest.mark.parametrize("inference_mode", [True, False])
+@pytest.mark.parametrize(("stage", "inference_mode"), [("validate", True), ("test", False), ("predict", True)])
 def test_other_stages_are_compiled(stage: str, inference_mode: bool) -> None:
     backend = Counting()
     data = DataLoader(rows(0, 70).tensors[0], 32) if stage == "predict" else val_loader(70)

@@ -7,6 +7,7 @@ import sys
 from collections import OrderedDict, UserDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.utils.data import ConcatDataset, DataLoader
-from training import Mlp, bare_trainer, rows, same_weights, train_loader, val_loader
+from training import Mlp, bare_trainer, new_trainer, rows, same_weights, train_loader, val_loader
 
 import shipline as sl
 from shipline.errors import ConfigError, MissingExtraError
@@ -317,6 +318,23 @@ def test_batches_of_any_form_are_converted_and_moved() -> None:
     assert moved[2].x.is_meta
     assert moved[3].data.is_meta
     assert not moved[3].batch_sizes.is_meta  # as PyTorch's packed sequences want it
+
+
+@pytest.mark.parametrize(
+    ("first", "then"), [("16-mixed", "32-true"), ("32-true", "bf16-true"), ("64-true", "16-mixed")]
+)
+def test_a_run_may_go_on_in_another_precision(first: str, then: str, tmp_path: Path) -> None:
+    def fit(name: str, epochs: int, ckpt_path: str | None = None) -> sl.Trainer:
+        trainer = new_trainer(tmp_path, max_epochs=epochs, precision=name)
+        trainer.fit(Mlp(), train_loader(), ckpt_path=ckpt_path)
+        return trainer
+
+    before = float(fit(first, 1).callback_metrics["train_loss"])
+    trainer = fit(then, 6, "last")
+    assert trainer.global_step == 48
+    assert float(trainer.callback_metrics["train_loss"]) < before
+    [state] = {value["momentum_buffer"].dtype for value in trainer.optimizers[0].state.values()}
+    assert state == next(trainer.module.parameters()).dtype
 
 
 # ---- names -----------------------------------------------------------------------------------------------------------

@@ -23,10 +23,13 @@ logger = logging.getLogger(__name__)
 
 _STEPS = {"fit": "run_training_batch"}  # of the other stages, their steps
 _SORT_KEYS = (
-    "cpu_time", "cpu_time_total", "self_cpu_time_total", "cpu_memory_usage", "self_cpu_memory_usage",
-    "device_time", "device_time_total", "self_device_time_total", "device_memory_usage", "self_device_memory_usage",
     "count",
-)  # fmt: skip
+    *(
+        name.format(device)
+        for device in ("cpu", "device", "cuda", "xpu")
+        for name in ("{}_time", "{}_time_total", "self_{}_time_total", "{}_memory_usage", "self_{}_memory_usage")
+    ),
+)
 
 
 class PyTorchProfiler(Profiler):

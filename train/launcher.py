@@ -20,7 +20,6 @@ import safetensors.torch
 import torch
 
 from shipline.errors import ConfigError, MissingExtraError, ShiplineError, TrainingError
-from shipline.plugins import load
 from shipline.train import loops
 from shipline.train.accelerators import pick_accelerator
 from shipline.train.checkpoints.weights import dump_weights
@@ -28,7 +27,7 @@ from shipline.train.data import DataModule
 from shipline.train.lightning import attach
 from shipline.train.seed import current_seed, seed_everything
 from shipline.train.stage import Work
-from shipline.train.strategies import Ddp, Strategy
+from shipline.train.strategies import pick_strategy
 from shipline.train.trainer import Trainer
 
 try:
@@ -141,7 +140,7 @@ def _work(config: dict[str, Any]) -> bytes | None:
     """What runs in each worker. The user's code is found where the driver found it."""
     sys.path.extend(entry for entry in config["path"] if entry not in sys.path)
     trainer, module, data, stage, options = ray.cloudpickle.loads(config["payload"])
-    strategy = _strategy(trainer)
+    strategy = pick_strategy(trainer.strategy_setting, trainer.workers)
     if config["seed"] is not None:
         seed_everything(config["seed"])
         torch.manual_seed(config["seed"] + strategy.rank)  # dropout and augmentation differ between workers
@@ -158,15 +157,6 @@ def _work(config: dict[str, Any]) -> bytes | None:
 
 
 _STATE = ("reduced_metrics", "logged_metrics", "epoch_progress", "progress", "should_stop")
-
-
-def _strategy(trainer: Trainer) -> Strategy:
-    """The strategy that the Trainer names, in the process group that is there."""
-    wanted = trainer.strategy_setting
-    if isinstance(wanted, Strategy):
-        return wanted
-    made: Strategy = Ddp() if wanted == "auto" else load("strategy", wanted)()
-    return made
 
 
 def _in_order(everybody: list[list[list[Any]]]) -> list[list[Any]]:

@@ -15,6 +15,7 @@ from shipline.lineage import Lineage
 from shipline.plugins import load
 from shipline.train.accelerators import pick_accelerator
 from shipline.train.checkpoints.saver import Saver
+from shipline.train.compiling import Compiler, as_it_is, compiler_of, uncompiled
 from shipline.train.hooks import Hooks
 from shipline.train.lightning import attach
 from shipline.train.loops.fit_data import FitData
@@ -46,6 +47,7 @@ logger = logging.getLogger(__name__)
 _STAYS = frozenset({
     "saver", "fit_data", "hooks", "module", "data", "step", "loss_check", "optimizers", "loop_optimizers", "schedules",
     "sources", "strategy", "accelerator", "precision_plugin", "metrics", "signals", "predictions",
+    "compiled", "uncompiled", "compiled_as",
 })  # fmt: skip
 
 
@@ -59,6 +61,12 @@ class Runtime(Settings, TrainerView):
     loss_check: LossCheck
     #: Runs a training step, inside what the strategy puts around it.
     step: Any
+    #: Returns a step compiled, or as it is.
+    compiled: Compiler
+    #: Returns what runs a function uncompiled within a compiled step.
+    uncompiled: Compiler
+    #: What `torch.compile` compiled the module with that was given last, if it was compiled.
+    compiled_as: Compiler | None = None
 
     def reset(self) -> None:
         """Forget the run before."""
@@ -111,17 +119,19 @@ class Runtime(Settings, TrainerView):
         """Join module, data, strategy, precision and profiler for a stage."""
         self.join_device(strategy)
         self.precision_plugin = self._make_precision()
+        self.compiled = compiler_of(self.compile, self.compiled_as)
+        self.uncompiled = as_it_is if self.compiled is as_it_is else uncompiled
         self.data = data
         data.adopted.trainer = self
         self.state = State(stage, "train" if stage == "fit" else stage, "running")
-        self.module = self._converted(module)
+        self.module = module
         self.metrics.module = module
         attach(module, self.trainer)
         self.hooks = Hooks(self.trainer, module, self.callbacks, data, self.profiler)
-        if self.profiler is not None:
-            store = None if self.run_directory is None else self.run_directory.store
-            self.profiler.setup(stage, store, self.strategy.rank)
         try:
+            if self.profiler is not None:
+                store = None if self.run_directory is None else self.run_directory.store
+                self.profiler.setup(stage, store, self.strategy.rank, module)
             yield
             self.state.status = "finished"
         except BaseException as error:
@@ -135,7 +145,7 @@ class Runtime(Settings, TrainerView):
         """Take this worker's place among the others, and its device."""
         self.strategy = Strategy() if strategy is None else strategy
         self.accelerator = pick_accelerator(self._accelerator)
-        self.device = self.accelerator.device(self.strategy.local_rank)
+        self.device = self._own_device()
         self.accelerator.setup_device(self.device)
         self.strategy.root_device = self.device
 
@@ -145,7 +155,8 @@ class Runtime(Settings, TrainerView):
         return self.state.status not in ("failed", "interrupted")
 
     def move_module(self) -> None:
-        """Bring to the device what `configure_model` made, and what the Trainer changes about the module."""
+        """Bring the module, all of whose layers are made, to its precision and to the device."""
+        self.precision_plugin.convert_module(self.module)
         self.module.to(self.device)
         if self.sync_batchnorm and self.strategy.world_size > 1:
             if self.device.type == "cpu":
@@ -156,15 +167,29 @@ class Runtime(Settings, TrainerView):
             self.module = nn.SyncBatchNorm.convert_sync_batchnorm(self.module)  # type: ignore[no-untyped-call]
         self.module = self.strategy.setup(self.module)
 
-    def _converted(self, module: Module) -> Module:
-        self.precision_plugin.convert_module(module)
-        return module.to(self.device)
+    def _own_device(self) -> torch.device:
+        """The device of this worker: of those that were named, or of all."""
+        numbers, have = self.device_numbers, self.accelerator.device_count()
+        rank = self.strategy.local_rank
+        device = self.accelerator.device(rank if numbers is None else numbers[rank % len(numbers)])
+        if numbers is not None and device.index is not None and not all(0 <= number < have for number in numbers):
+            raise ConfigError(
+                f"Trainer has devices={numbers}, and this machine has {have} of {self.accelerator.name!r}: choose from "
+                f"0 to {have - 1}."
+            )
+        return device
 
     def _make_precision(self) -> Precision:
-        if self._plugins:
-            return self._plugins[0]
-        precision: Precision = load("precision", self.precision)(self.precision, self.device)
-        return precision
+        own = self.precision_setting
+        if own is None:
+            made: Precision = load("precision", self.precision)(self.precision, self.device)
+            return made
+        if own.device.type != self.device.type:
+            raise ConfigError(
+                f"The precision {own.name!r} was made for {own.device}, and this run computes on {self.device}: give "
+                f"it torch.device({self.device.type!r}), or set accelerator."
+            )
+        return own
 
     # ---- when to stop ------------------------------------------------------------------------------------------------
 

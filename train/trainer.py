@@ -14,12 +14,14 @@ from shipline.lineage import Lineage, describe_code, publishable
 from shipline.store import absolute, join, open_store
 from shipline.train import checkpoints, loops
 from shipline.train.accelerators import pick_accelerator
+from shipline.train.compiling import compiled_as
 from shipline.train.data.adopt import as_data
 from shipline.train.lightning import as_module, attach
 from shipline.train.run import Run, RunDirectory
 from shipline.train.runtime import Runtime
 from shipline.train.seed import current_seed
 from shipline.train.settings import with_callbacks
+from shipline.train.strategies import pick_strategy
 
 if TYPE_CHECKING:
     from shipline.train.data import DataModule
@@ -137,6 +139,8 @@ class Trainer(Runtime):
     def _take(self, model: Any) -> Any:
         """Take the module and the callbacks that it brings along."""
         module = as_module(model)
+        if model is not getattr(self, "module", None):
+            self.compiled_as = compiled_as(model)
         attach(module, self)
         self.callbacks = with_callbacks(self.callbacks, module.configure_callbacks())
         return module
@@ -174,10 +178,16 @@ class Trainer(Runtime):
     def _launch(self, stage: Work, module: Any, data: DataModule | None, **options: Any) -> Any:
         """Run a stage here, or on several workers."""
         if self.workers > 1:
+            if self.compiled_as is not None:
+                raise ConfigError(
+                    f"Trainer has workers={self.workers}, to which what torch.compile returned cannot be sent: give "
+                    "the module itself, and set Trainer(compile=True), or to torch.compile's options."
+                )
             from shipline.train.launcher import launch
 
             return launch(self, module, data, stage, **options)
-        return loops.run(self, stage, module, data, None, **options)
+        strategy = pick_strategy(self.strategy_setting, self.workers)
+        return loops.run(self, stage, module, data, strategy, **options)
 
     def _begin_run(self, what: Any, name: str, ckpt_path: str | None) -> Checkpoint | None:
         """Forget the run before, find what to go on from, and take a directory for the records of `what`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ def run_workers(script: Path, count: int, directory: Path) -> list[Any]:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            env={**os.environ, "LOCAL_RANK": str(rank), "GROUP_RANK": "0"},  # what torchrun says
         )
         for rank in range(count)
     ]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from strategy_conformance import StrategyConformance
 from training import metric_rows
 from workers import run_workers
 
@@ -37,9 +38,8 @@ def test_metrics_over_all_workers_are_those_of_one_process(found: list[dict[str,
     assert [pair[0] for pair in found[0]["evaluation"]] == [pair[0] for pair in found[1]["evaluation"]]
 
 
-@pytest.mark.parametrize("how", ["gradients", "by_hand"])
-def test_gradients_are_those_of_the_whole_batch(found: list[dict[str, Any]], how: str) -> None:
-    (weights, difference), (other, _) = (worker[how] for worker in found)
+def test_gradients_are_those_of_the_whole_batch(found: list[dict[str, Any]]) -> None:
+    (weights, difference), (other, _) = (worker["gradients"] for worker in found)
     assert difference < 1e-6
     assert weights == other
 
@@ -69,3 +69,45 @@ def test_all_workers_decide_alike(found: list[dict[str, Any]]) -> None:
     assert by_steps[3].endswith("runs/in_steps/epoch=0-step=2")
     assert by_wish == 4
     assert found[1]["stop"] == found[0]["stop"]
+
+
+@pytest.mark.parametrize("test", [name for name in dir(StrategyConformance) if name.startswith("test_")])
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_find_unused_parameters_true", "of the page"])
+def test_conformance(found: list[dict[str, Any]], strategy: str, test: str) -> None:
+    """What every strategy must do: the workers have run it together."""
+    assert [worker["conformance"][strategy][test] for worker in found] == ["", ""]
+
+
+@pytest.mark.parametrize("what", ["two by hand", "waits by hand", "branches"])
+def test_weights_are_those_of_one_worker(found: list[dict[str, Any]], what: str) -> None:
+    """Several backward passes in a step, gradients that wait, parameters that are not used: see ddp_worker.py."""
+    for worker in found:
+        assert worker[what] < 1e-6
+
+
+def test_statistics_of_batch_norm_are_exchanged_in_manual_optimization(found: list[dict[str, Any]]) -> None:
+    for rank, worker in enumerate(found):
+        assert worker["normed"] == [rank, rank, 0, 2]
+
+
+def test_where_one_worker_overflows_all_leave_the_step_out(found: list[dict[str, Any]]) -> None:
+    first, second = (worker["one is infinite"] for worker in found)
+    assert first == second
+    assert first[1]["scale"] == 2.0**15
+    assert all(number == number for number in first[0])
+
+
+def test_compiled_steps_exchange_gradients(found: list[dict[str, Any]]) -> None:
+    for worker in found:
+        difference, graphs = worker["compiled"]
+        assert difference < 1e-6
+        assert graphs == 2  # one with the workers, one alone
+
+
+def test_rows_are_shared_unless_the_loaders_do(found: list[dict[str, Any]]) -> None:
+    assert [worker["shares"] for worker in found] == [[[0, 2], [0, 1, 2, 3]], [[1, 3], [0, 1, 2, 3]]]
+
+
+def test_batch_norm_over_all_workers_is_refused_on_the_cpu(found: list[dict[str, Any]]) -> None:
+    for worker in found:
+        assert "sync_batchnorm=True, which PyTorch can do on accelerators only" in worker["refused"]

@@ -42,6 +42,18 @@ def save(
     Raises:
         TrainingError: the checkpoint before could not be written; or something in the state cannot be kept.
     """
+    submit = trainer.hooks.profiled("save_checkpoint", _submit)
+    submit(trainer, directory, (monitor, mode), weights_only, replace, then)
+
+
+def _submit(
+    trainer: Trainer,
+    directory: Store,
+    judged: tuple[str | None, Any],
+    weights_only: bool,
+    replace: bool,
+    then: Callable[[], None] | None,
+) -> None:
     trainer.loss_check.look()  # weights that came of a loss that is not finite are not to be kept
     content = _content(trainer)
     everybody = [] if weights_only else trainer.strategy.gather(_of_this_worker(trainer))
@@ -52,7 +64,7 @@ def save(
         directory,
         tensors,
         None if weights_only else _of_the_run(trainer) | {"module": _own(content), "workers": everybody},
-        _manifest(trainer, tied, monitor, mode),
+        _manifest(trainer, tied, *judged),
         first=[each.save for each in trainer.loggers],  # a resumed run counts on the rows up to here
         replace=replace,
         then=then,

@@ -61,7 +61,7 @@ def evaluate(
 ) -> list[dict[str, float]]:
     """Return the metrics that the module's own step logs over the stage's data, for each of its loaders."""
     with prepared(trainer, module, data, stage, strategy):
-        loaders = data.val_dataloader() if stage == "validate" else data.test_dataloader()
+        loaders = trainer.hooks.data("val_dataloader" if stage == "validate" else "test_dataloader")
         limit = trainer.limit_val_batches if stage == "validate" else trainer.limit_test_batches
         trainer.sources = sources(trainer, loaders, limit)
         if not trainer.sources:
@@ -81,7 +81,7 @@ def predict(
 ) -> list[list[Any]]:
     """Return what `predict_step` returns for each batch of each loader, unless it is not to be kept."""
     with prepared(trainer, module, data, "predict", strategy):
-        trainer.sources = sources(trainer, data.predict_dataloader(), trainer.limit_predict_batches)
+        trainer.sources = sources(trainer, trainer.hooks.data("predict_dataloader"), trainer.limit_predict_batches)
         if not trainer.sources:
             raise ConfigError("There is no data to predict: give a loader, or a DataModule that has one.")
         with _evaluating(trainer, "predict", trainer.inference_mode):
@@ -127,14 +127,18 @@ def _has_step(trainer: Trainer, name: Name) -> bool:
 def _run_steps(trainer: Trainer, name: Name, most: int | None = None) -> None:
     """Run the step `name` over each loader."""
     hooks, metrics, count = trainer.hooks, trainer.metrics, len(trainer.sources)
-    step = trainer.precision_plugin.wrap_step(step_of(trainer.module, f"{name}_step", 2 if count == 1 else 3))
+    step = trainer.compiled(step_of(trainer.module, f"{name}_step", 2 if count == 1 else 3))
+    step = trainer.precision_plugin.wrap_step(step)
     step = hooks.profiled(f"[Module]{type(trainer.module).__name__}.{name}_step", step)
     before, after = hooks.of(f"on_{name}_batch_start"), hooks.of(f"on_{name}_batch_end")
     transfer = hooks.transfer(trainer.data)
     for index, source in enumerate(trainer.sources):
         where = () if count == 1 else (index,)
         metrics.suffix = _suffix(count, index)
-        for number, (batch, _last) in enumerate(source.feed.batches(source.own_batches(most))):
+        batches = source.feed.batches(source.own_batches(most))
+        if trainer.profiler is not None:
+            batches = trainer.profiler.profile_iterable(batches, f"{name}_dataloader_next")
+        for number, (batch, _last) in enumerate(batches):
             batch_idx = source.first + number * source.every
             if transfer is not None:
                 batch = transfer(batch, index)  # noqa: PLW2901

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from shipline.checkpoint import Checkpoint
@@ -20,6 +21,8 @@ from shipline.train.seed import isolate_rng, set_rng_state
 from shipline.train.stage import begin_records, prepared
 
 if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
     from shipline.train.data import DataModule
     from shipline.train.module import Module
     from shipline.train.strategies import Strategy
@@ -46,12 +49,18 @@ def fit(
 def make_optimizers(trainer: Trainer) -> None:
     """Take the optimizers and schedules from the module, and what goes with them."""
     module = trainer.module
-    returned = module.configure_optimizers()
+    returned = trainer.hooks.method("configure_optimizers")()
     trainer.optimizers, trainer.schedules = parse_optimizers(returned, module.automatic_optimization)
     check_optimization(module, trainer.optimizers, trainer)
     trainer.loss_check = LossCheck(trainer)
-    count = None if module.automatic_optimization else trainer.progress.count_step
-    trainer.loop_optimizers = [LoopOptimizer(optimizer, trainer, count) for optimizer in trainer.optimizers]
+    trainer.loop_optimizers = [_for_steps(trainer, optimizer) for optimizer in trainer.optimizers]
+
+
+def _for_steps(trainer: Trainer, optimizer: Optimizer) -> LoopOptimizer:
+    """What a training step gets as its optimizer: in manual optimization its steps are counted."""
+    look = partial(trainer.hooks, "on_before_optimizer_step", optimizer)
+    count = None if trainer.module.automatic_optimization else trainer.progress.count_step
+    return LoopOptimizer(optimizer, trainer, look, count)
 
 
 def _check_sanity(trainer: Trainer) -> None:
@@ -85,9 +94,10 @@ class FitLoop:
         if trainer.limit_train_batches == 0 or self._done():
             return
         self._begin()
+        train_epoch = trainer.hooks.profiled("run_training_epoch", self._train_epoch)
         while not self._done():
             with trainer.metrics.stage("train", trainer.resumed_entries()):
-                self._train_epoch()
+                train_epoch()
                 self._end_epoch()
         progress.current_epoch = progress.epochs_done
         trainer.saver.writer.wait()
@@ -103,7 +113,7 @@ class FitLoop:
             _, logged = reduced(trainer)
         log_values(trainer, logged)
         trainer.step = trainer.strategy.training_step(trainer.module)
-        step = trainer.precision_plugin.wrap_step(trainer.step)
+        step = trainer.precision_plugin.wrap_step(trainer.compiled(trainer.step))
         step = hooks.profiled(f"[Module]{type(trainer.module).__name__}.training_step", step)
         self._run_batch = hooks.profiled("run_training_batch", optimization(trainer, step))
         self._transfer = hooks.transfer(trainer.data)
@@ -193,7 +203,7 @@ class FitLoop:
         for source in trainer.sources:
             source.feed.set_epoch(progress.current_epoch)
         if progress.last or progress.batches % trainer.accumulate_grad_batches == 0:
-            trainer.module.on_validation_model_zero_grad()
+            trainer.hooks.method("on_validation_model_zero_grad")()
         trainer.before_validation = trainer.interruptible_state()
         evaluation.run(trainer, "validation", inference_mode=False)
         self._validated, self._validated_at = True, time.monotonic()
@@ -275,4 +285,4 @@ class FitLoop:
                 metrics = trainer.callback_metrics if plateau else {}
                 if plateau and schedule.monitor not in metrics and not self._validated and self._data.validation:
                     continue  # what it waits for comes with the first validation
-                schedules.step(schedule, metrics, trainer.module.lr_scheduler_step)
+                schedules.step(schedule, metrics, trainer.hooks.method("lr_scheduler_step"))

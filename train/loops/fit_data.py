@@ -33,7 +33,7 @@ class FitData:
         """This worker's training batches."""
         if self._feed is None:
             trainer = self._trainer
-            loader = trainer.data.train_dataloader()
+            loader = trainer.hooks.data("train_dataloader")
             if trainer.overfit_batches:
                 loader = unshuffled(loader)
             if trainer.use_distributed_sampler:
@@ -58,7 +58,7 @@ class FitData:
             trainer = self._trainer
             self._validation = []
             if self.has_validation:
-                loaders = trainer.data.val_dataloader()
+                loaders = trainer.hooks.data("val_dataloader")
                 if trainer.overfit_batches:
                     loaders = unshuffled(loaders)
                 self.validation_loaders = loaders
@@ -94,7 +94,9 @@ class FitData:
         every, epoch = self._trainer.reload_dataloaders_every_n_epochs, self._trainer.progress.epochs_done
         if every and self._feed is not None and epoch - self._feed_of >= every:
             self._feed = None
-        if every and self._validation is not None and epoch - self._validation_of >= every:
+        between = self._trainer.check_val_every_n_epoch
+        validates = between is None or (epoch + 1) % between == 0
+        if every and validates and self._validation is not None and epoch - self._validation_of >= every:
             self._validation = None
 
     def train_state(self, batches_done: int) -> dict[str, Any] | None:

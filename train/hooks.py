@@ -190,7 +190,7 @@ class Hooks:
         module: Module,
         callbacks: Sequence[Callback],
         data: DataModule,
-        profiler: Profiler | None = None,
+        profiler: Profiler,
     ) -> None:
         self._owner = (trainer, module)
         self._data = data
@@ -237,7 +237,7 @@ class Hooks:
 
     def profiled(self, action: str, function: Hook) -> Hook:
         """Return the function, measured where there is a profiler."""
-        return function if self._profiler is None else self._profiler.wrap(action, function)
+        return self._profiler.wrap(action, function)
 
     def transfer(self, data: Any) -> Callable[[Any, int], Any] | None:
         """Return the function that brings a batch to the device, None where there is nothing to do.

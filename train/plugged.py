@@ -7,7 +7,7 @@ from typing import Any
 from shipline.errors import ConfigError, nearest, unknown_name
 from shipline.plugins import known, load
 from shipline.train.precision import Precision
-from shipline.train.profilers import Profiler
+from shipline.train.profilers import PassThroughProfiler, Profiler
 from shipline.train.strategies import Strategy
 
 _PRECISIONS = {
@@ -51,9 +51,11 @@ def strategy_setting(given: str | Strategy) -> str | Strategy:
     return given
 
 
-def profiler_of(given: Profiler | str | None) -> Profiler | None:
+def profiler_of(given: Profiler | str | None) -> Profiler:
     """Return the Profiler, made where it is named; ConfigError where there is none of that name, or it is none."""
+    if given is None:
+        return PassThroughProfiler()
     made = load("profiler", given)() if isinstance(given, str) else given
-    if made is not None and not isinstance(made, Profiler):
+    if not isinstance(made, Profiler):
         raise ConfigError(f"profiler is a {type(made).__name__}, which is no shipline.train.profilers.Profiler.")
     return made

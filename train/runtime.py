@@ -129,9 +129,8 @@ class Runtime(Settings, TrainerView):
         attach(module, self.trainer)
         self.hooks = Hooks(self.trainer, module, self.callbacks, data, self.profiler)
         try:
-            if self.profiler is not None:
-                store = None if self.run_directory is None else self.run_directory.store
-                self.profiler.setup(stage, store, self.strategy.rank, module)
+            store = None if self.run_directory is None else self.run_directory.store
+            self.profiler.setup(stage, store, self.strategy.rank, module)
             yield
             self.state.status = "finished"
         except BaseException as error:

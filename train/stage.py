@@ -71,8 +71,7 @@ def _take_down(trainer: Trainer, stage: Stage, has_data: bool) -> None:
     """Write what is to be written, first of all; then let everybody clean up."""
     with contextlib.ExitStack() as todo:
         todo.callback(trainer.accelerator.teardown)
-        if trainer.profiler is not None:
-            todo.callback(trainer.profiler.teardown, stage)
+        todo.callback(trainer.profiler.teardown, stage)
         todo.callback(trainer.precision_plugin.release, trainer.module)
         todo.callback(trainer.hooks, "teardown", stage)
         if has_data:

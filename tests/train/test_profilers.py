@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.profiler import ProfilerAction
 from torch.utils.data import DataLoader
-from training import Mlp, bare_trainer, new_trainer, on_hook, rows, train_loader, val_loader
+from training import Mlp, bare_trainer, new_trainer, numbers, on_hook, rows, train_loader, val_loader
 
 import shipline as sl
 from shipline.errors import ConfigError, StoreError, TrainingError, UnknownNameError
@@ -213,6 +213,10 @@ def test_without_a_profiler_nothing_is_wrapped() -> None:
     assert hooks.of("on_train_batch_start") == [module.on_train_batch_start]
     assert hooks.method("backward") == module.backward
     assert hooks.profiled("any", print) is print
+    batches = iter(numbers(2))
+    assert trainer.profiler.profile_iterable(batches, "any") is batches
+    with trainer.profiler.profile("what a module of Lightning's may do"):
+        pass
 
 
 # ---- each of them ----------------------------------------------------------------------------------------------------

@@ -136,8 +136,7 @@ def _run_steps(trainer: Trainer, name: Name, most: int | None = None) -> None:
         where = () if count == 1 else (index,)
         metrics.suffix = _suffix(count, index)
         batches = source.feed.batches(source.own_batches(most))
-        if trainer.profiler is not None:
-            batches = trainer.profiler.profile_iterable(batches, f"{name}_dataloader_next")
+        batches = trainer.profiler.profile_iterable(batches, f"{name}_dataloader_next")
         for number, (batch, _last) in enumerate(batches):
             batch_idx = source.first + number * source.every
             if transfer is not None:

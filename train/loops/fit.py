@@ -178,8 +178,7 @@ class FitLoop:
         if trainer.max_steps != -1 and trainer.module.automatic_optimization:
             most = progress.batches + (trainer.max_steps - progress.global_step) * trainer.accumulate_grad_batches
         batches = self._data.feed.batches(self._data.batches, most)
-        profiler = trainer.profiler
-        return batches if profiler is None else profiler.profile_iterable(batches, "train_dataloader_next")
+        return trainer.profiler.profile_iterable(batches, "train_dataloader_next")
 
     def _after_batch(self, validated: bool = False) -> bool:
         """Validate where that is due; say whether the epoch is to end here."""

@@ -1,4 +1,4 @@
-"""What every profiler is. A run without one asks nothing at all: what it would wrap stays as it is."""
+"""What every profiler is; and none, of which a run notices nothing: what it would wrap stays as it is."""
 
 from __future__ import annotations
 
@@ -113,3 +113,28 @@ class Profiler(Configurable, ABC):
                 except StopIteration:
                     return
             yield item
+
+
+class PassThroughProfiler(Profiler):
+    """Measures nothing: what a run has that is not profiled."""
+
+    def setup(self, stage: str, run: Store | None, rank: int, module: nn.Module) -> None:
+        """Do nothing."""
+
+    def start(self, action_name: str) -> None:
+        """Do nothing."""
+
+    def stop(self, action_name: str) -> None:
+        """Do nothing."""
+
+    def summary(self) -> str:
+        """Return nothing."""
+        return ""
+
+    def wrap(self, action_name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function itself."""
+        return function
+
+    def profile_iterable(self, iterable: Iterable[T], action_name: str) -> Iterator[T]:
+        """Return an iterator over it, and nothing around that."""
+        return iter(iterable)

@@ -212,7 +212,7 @@ class TrainerView:
     @property
     def enable_validation(self) -> bool:
         """Whether a fit validates."""
-        return bool(self.fit_data.validation_batches)
+        return self.fit_data.has_validation
 
     # ---- metrics -----------------------------------------------------------------------------------------------------
 

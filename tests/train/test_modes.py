@@ -190,9 +190,9 @@ def test_barebones_keeps_only_the_loop(capsys: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.mark.parametrize("every", [0, 1, 2, 3])
-@pytest.mark.parametrize("check_val", [1, 2])
+@pytest.mark.parametrize("check_val", [1, 2, 3])
 def test_loaders_are_asked_for_again_every_n_epochs(every: int, check_val: int) -> None:
-    """In the epochs in which Lightning asks; but for validation also before training, to know which data it is."""
+    """In the epochs in which Lightning asks."""
     found = []
     for base, data_base in ((lightning.LightningModule, lightning.LightningDataModule), (sl.Module, sl.DataModule)):
         asked: list[Any] = []
@@ -210,14 +210,7 @@ def test_loaders_are_asked_for_again_every_n_epochs(every: int, check_val: int) 
         make = theirs if base is lightning.LightningModule else bare_trainer
         make(num_sanity_val_steps=0, **options).fit(watching(base, lambda _stage: None), datamodule=Data())
         found.append(asked)
-    (train, val), (own_train, own_val) = (
-        [[epoch for kind, epoch in asked if kind == name] for name in ("train", "val")] for asked in found
-    )
-    assert own_train == train
-    assert own_val[0] == 0
-    assert set(own_val[1:]) <= set(range(check_val - 1, 5, check_val))  # the epochs that validate
-    assert check_val > 1 or own_val == val
-    assert every != 1 or own_val in (val, [0, *val])
+    assert found[0] == found[1]
 
 
 class Clock:

@@ -61,13 +61,13 @@ def evaluate(
 ) -> list[dict[str, float]]:
     """Return the metrics that the module's own step logs over the stage's data, for each of its loaders."""
     with prepared(trainer, module, data, stage, strategy):
-        loaders = trainer.hooks.data("val_dataloader" if stage == "validate" else "test_dataloader")
         limit = trainer.limit_val_batches if stage == "validate" else trainer.limit_test_batches
+        if limit == 0:
+            return []
+        loaders = trainer.hooks.data("val_dataloader" if stage == "validate" else "test_dataloader")
         trainer.sources = sources(trainer, loaders, limit)
         if not trainer.sources:
             raise ConfigError(f"There is no data to {stage}: give a loader, or a DataModule that has one.")
-        if limit == 0:
-            return []
         results = run(trainer, "validation" if stage == "validate" else "test", trainer.inference_mode)
         ends = [_suffix(len(trainer.sources), index) for index in range(len(trainer.sources))]
         return [

@@ -86,7 +86,7 @@ class FitLoop:
         self._progress = trainer.progress
         self._data = trainer.fit_data
         self._validated_at = 0.0
-        self._validated = False
+        self._validated = self._validates = False
 
     def run(self) -> None:
         """Train until it is time to stop."""
@@ -107,6 +107,7 @@ class FitLoop:
     def _begin(self) -> None:
         trainer, hooks = self._trainer, self._trainer.hooks
         self._data.load()
+        self._validates = self._data.has_validation
         trainer.warn_of_evaluation_mode()
         with collecting(trainer, "train"):
             hooks("on_train_start")
@@ -151,6 +152,7 @@ class FitLoop:
             metrics.begin_batch(batch)
             if -1 in [hook(batch, batch_idx) for hook in before_batch]:
                 progress.last = True
+                self._step_schedules(per_step, batch_idx, plateau=False)
                 self._step_schedules(self._schedules("epoch"), progress.current_epoch, plateau=False)
                 break
             outputs = run_batch(batch, batch_idx, last)
@@ -185,7 +187,7 @@ class FitLoop:
         trainer, progress = self._trainer, self._progress
         if trainer.signals.received:
             trainer.check_signals()
-        if not validated and self._data.validation and self._data.validation_due(self._validated_at, time.monotonic()):
+        if not validated and self._validates and self._data.validation_due(self._validated_at, time.monotonic()):
             self._validate()
         if progress.last or progress.batches % trainer.accumulate_grad_batches == 0:
             if trainer.schedules:
@@ -198,11 +200,15 @@ class FitLoop:
 
     def _validate(self) -> None:
         trainer, progress = self._trainer, self._progress
-        trainer.sources = self._data.validation
-        for source in trainer.sources:
-            source.feed.set_epoch(progress.current_epoch)
         if progress.last or progress.batches % trainer.accumulate_grad_batches == 0:
             trainer.hooks.method("on_validation_model_zero_grad")()
+        self._data.renew_validation()
+        trainer.sources = self._data.validation
+        if not trainer.sources:  # val_dataloader returned none after all
+            self._validates = False
+            return
+        for source in trainer.sources:
+            source.feed.set_epoch(progress.current_epoch)
         trainer.before_validation = trainer.interruptible_state()
         evaluation.run(trainer, "validation", inference_mode=False)
         self._validated, self._validated_at = True, time.monotonic()
@@ -220,7 +226,7 @@ class FitLoop:
             )
         progress.last = True
         self._step_schedules(self._schedules("epoch"), progress.current_epoch, plateau=False)
-        if self._data.validation and self._trainer.val_check_interval == 1.0 and self._data.batches != progress.batches:
+        if self._validates and self._trainer.val_check_interval == 1.0 and self._data.batches != progress.batches:
             self._validate()
             progress.phase = "ready"
 
@@ -282,6 +288,6 @@ class FitLoop:
         for schedule in due:
             if schedule.reduce_on_plateau == plateau and (index + 1) % schedule.frequency == 0:
                 metrics = trainer.callback_metrics if plateau else {}
-                if plateau and schedule.monitor not in metrics and not self._validated and self._data.validation:
+                if plateau and schedule.monitor not in metrics and not self._validated and self._validates:
                     continue  # what it waits for comes with the first validation
                 schedules.step(schedule, metrics, trainer.hooks.method("lr_scheduler_step"))

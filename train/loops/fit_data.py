@@ -24,7 +24,7 @@ class FitData:
         self._trainer = trainer
         self._feed: Feed | None = None
         self._validation: list[Source] | None = None
-        self._feed_of = self._validation_of = 0  # the epochs in which they were asked for
+        self._feed_of = 0  # the epoch in which it was asked for
         self.train_loader: Any = None
         self.validation_loaders: Any = None
 
@@ -63,8 +63,11 @@ class FitData:
                     loaders = unshuffled(loaders)
                 self.validation_loaders = loaders
                 self._validation = sources(trainer, loaders, trainer.limit_val_batches)
-            self._validation_of = self._in_step(trainer.progress.epochs_done)
             self.validation_batches = [source.own_batches() for source in self._validation]
+            if trainer.resumed is None:
+                trainer.progress.validation_loaders_of = trainer.progress.epochs_done
+            if self._feed is not None:
+                self._note_data()
         return self._validation
 
     @property
@@ -75,9 +78,15 @@ class FitData:
         return wanted and trainer.data.has_loader("val")
 
     def load(self) -> None:
-        """Ask for the loaders now, and note in the lineage which data they hold."""
+        """Ask for the loaders of the coming epoch: for validation, if it will be due."""
+        between = self._trainer.check_val_every_n_epoch
         assert self.feed is not None
-        assert self.validation is not None
+        if self._validation is None and (between is None or (self._trainer.progress.epochs_done + 1) % between == 0):
+            assert self.validation is not None
+        self._note_data()
+
+    def _note_data(self) -> None:
+        """Note in the lineage which data the loaders hold."""
         trainer = self._trainer
         if trainer.run_directory is not None and trainer.is_global_zero:
             own = overrides(trainer.data, "fingerprint")
@@ -90,13 +99,16 @@ class FitData:
         self._feed = self._validation = None
 
     def renew(self) -> None:
-        """At the beginning of an epoch, ask for the loaders again if it is time."""
+        """At the beginning of an epoch, ask for the training loader again if it is time."""
         every, epoch = self._trainer.reload_dataloaders_every_n_epochs, self._trainer.progress.epochs_done
-        if every and self._feed is not None and epoch - self._feed_of >= every:
+        if every and epoch - self._feed_of >= every:
             self._feed = None
-        between = self._trainer.check_val_every_n_epoch
-        validates = between is None or (epoch + 1) % between == 0
-        if every and validates and self._validation is not None and epoch - self._validation_of >= every:
+            assert self.feed is not None
+
+    def renew_validation(self) -> None:
+        """Before a validation, forget its loaders if it is time to ask for them again."""
+        every, progress = self._trainer.reload_dataloaders_every_n_epochs, self._trainer.progress
+        if every and progress.epochs_done - progress.validation_loaders_of >= every:
             self._validation = None
 
     def train_state(self, batches_done: int) -> dict[str, Any] | None:
@@ -111,7 +123,7 @@ class FitData:
         """Take up positions of all loaders."""
         if train is not None:
             self.feed.load_state_dict(train)
-        for source, state in zip(self.validation, validation, strict=False):
+        for source, state in zip(self.validation if validation else [], validation, strict=False):
             source.feed.load_state_dict(state)
 
     def validation_due(self, validated_at: float, now: float) -> bool:

@@ -11,7 +11,7 @@ import types
 from typing import TYPE_CHECKING, Any
 
 from shipline.errors import ConfigError
-from shipline.train.callbacks import Callback, ModelCheckpoint, ModelSummary, ProgressBar
+from shipline.train.callbacks import Callback, ModelCheckpoint, ModelSummary, RichProgressBar, TQDMProgressBar
 from shipline.train.hooks import foundation, is_foreign
 from shipline.train.loggers import Logger
 from shipline.train.loops.optimization import OptimizationHooks
@@ -86,7 +86,7 @@ def as_callback(item: Any) -> Callback:
     if name in ("ModelSummary", "RichModelSummary"):
         return ModelSummary(max_depth=item._max_depth)  # noqa: SLF001 -- it has no public name
     if name is not None and any(cls.__name__ == "ProgressBar" for cls in type(item).__mro__):
-        return ProgressBar()
+        return TQDMProgressBar() if name == "TQDMProgressBar" else RichProgressBar()
     return item  # type: ignore[no-any-return]
 
 

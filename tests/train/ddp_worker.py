@@ -120,7 +120,12 @@ def stop(root: str, rank: int) -> list[Any]:
         trainer = new_trainer(root, max_epochs=9, callbacks=[stopping, keep], logger=False)
         fit(trainer, Differs(), numbers(4), numbers(4))
         found.append(
-            [trainer.epochs_done, stopping.best_score, trainer.callback_metrics[monitor].item(), keep.best_model_path]
+            [
+                trainer.epochs_done,
+                stopping.best_score.item(),
+                trainer.callback_metrics[monitor].item(),
+                keep.best_model_path,
+            ]
         )
     trainer = bare_trainer(max_epochs=9, callbacks=on_hook("on_train_epoch_end", ask))
     fit(trainer, Differs(), numbers(4))

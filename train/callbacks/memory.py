@@ -19,7 +19,6 @@ _KEPT: dict[str, Callable[[dict[str, Any]], int]] = {
     "RAdam": lambda _group: 2,
     "Adamax": lambda _group: 2,
     "Adadelta": lambda _group: 2,
-    "Adagrad": lambda _group: 1,
     "RMSprop": lambda group: 1 + (group["momentum"] > 0) + group["centered"],
     "Rprop": lambda _group: 2,
     "ASGD": lambda _group: 1,
@@ -47,10 +46,8 @@ def optimizer_bytes(optimizers: Iterable[Optimizer]) -> int | None:
 def _kept(optimizer: Optimizer) -> int | None:
     there = [v for state in optimizer.state.values() for v in state.values() if isinstance(v, torch.Tensor)]
     kind = next((cls.__name__ for cls in type(optimizer).__mro__ if cls.__name__ in _KEPT), None)
-    if there and kind != "Adagrad":  # which has its sums from the beginning, and steps beside them
-        return sum(map(_bytes, there))
-    if kind is None:
-        return None
+    if there or kind is None:
+        return sum(map(_bytes, there)) if there else None
     groups = optimizer.param_groups
     return sum(_KEPT[kind](group) * sum(_bytes(p) for p in group["params"] if p.requires_grad) for group in groups)
 

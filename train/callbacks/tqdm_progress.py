@@ -106,8 +106,8 @@ class TQDMProgressBar(ProgressBar):
     # ---- drawing -----------------------------------------------------------------------------------------------------
 
     def can_draw(self) -> bool:
-        """Whether the error output is a terminal."""
-        return sys.stderr.isatty()
+        """Whether the error output is a terminal; tqdm is looked for now, and not in the middle of an epoch."""
+        return sys.stderr.isatty() and _tqdm() is not None
 
     def draw(self, bars: Iterable[Bar]) -> None:
         """Show the bars."""

@@ -57,7 +57,7 @@ class OnExceptionCheckpoint(Callback):
             return
         try:
             checkpoints.save(trainer, store, replace=True)
-            trainer.saver.writer.wait()
+            trainer.saver.writer.close()  # waits for it; a store that is away is not tried again for minutes
         except ShiplineError as error:
             logger.error("OnExceptionCheckpoint could not save %s: %s", store, error)
         else:

@@ -103,8 +103,8 @@ class SpikeDetection(Callback):
             self.last_val = value
 
     def _is_spike(self, value: float) -> bool:
-        if not math.isfinite(value):
-            return self.finite_only
+        if self.finite_only and not math.isfinite(value):
+            return True
         better = value <= self.last_val if self.mode == "min" else value >= self.last_val
         if better or not self._recent:
             return False

@@ -229,7 +229,8 @@ class NoStep(Net):
 
 
 def fit(module, workers):
-    trainer = sl.Trainer(max_epochs=2, workers=workers, accelerator="cpu", enable_progress_bar=False)
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False}
+    trainer = sl.Trainer(max_epochs=2, workers=workers, accelerator="cpu", **quiet)
     try:
         print("trained", trainer.fit(module, Data()).metrics["loss"] < 1.0)
     except sl.ShiplineError as error:

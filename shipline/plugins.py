@@ -56,6 +56,24 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "bf16-mixed": "shipline.train.precision.mixed:MixedPrecision",
         "fp8": "shipline.train.precision.fp8:Fp8Precision",
     },
+    "callback": {
+        "BasePredictionWriter": "shipline.train.callbacks.prediction_writer:BasePredictionWriter",
+        "DeviceStatsMonitor": "shipline.train.callbacks.device_stats:DeviceStatsMonitor",
+        "EarlyStopping": "shipline.train.callbacks.early_stopping:EarlyStopping",
+        "GradientAccumulationScheduler": "shipline.train.callbacks.gradient_accumulation:GradientAccumulationScheduler",
+        "LambdaCallback": "shipline.train.callbacks.lambda_function:LambdaCallback",
+        "LearningRateMonitor": "shipline.train.callbacks.lr_monitor:LearningRateMonitor",
+        "ModelCheckpoint": "shipline.train.callbacks.checkpoint:ModelCheckpoint",
+        "ModelSummary": "shipline.train.callbacks.summary:ModelSummary",
+        "OnExceptionCheckpoint": "shipline.train.callbacks.exception_checkpoint:OnExceptionCheckpoint",
+        "ProgressBar": "shipline.train.callbacks.progress:ProgressBar",
+        "RichModelSummary": "shipline.train.callbacks.summary:ModelSummary",
+        "RichProgressBar": "shipline.train.callbacks.rich_progress:RichProgressBar",
+        "SpikeDetection": "shipline.train.callbacks.spike:SpikeDetection",
+        "TQDMProgressBar": "shipline.train.callbacks.tqdm_progress:TQDMProgressBar",
+        "ThroughputMonitor": "shipline.train.callbacks.throughput:ThroughputMonitor",
+        "Timer": "shipline.train.callbacks.timer:Timer",
+    },
 }
 
 # Which `pip install shipline[extra]` brings a module that failed to import.

@@ -11,7 +11,8 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from shipline.errors import ConfigError
-from shipline.train.callbacks import Callback, ModelCheckpoint, ModelSummary, ProgressBar
+from shipline.train.callbacks import Callback, ModelCheckpoint, ModelSummary
+from shipline.train.callbacks.adopt import adopted
 from shipline.train.hooks import foundation, is_foreign
 from shipline.train.loggers import Logger
 from shipline.train.loops.optimization import OptimizationHooks
@@ -99,9 +100,8 @@ def as_callback(item: Any) -> Callback:
         return _model_checkpoint(item)
     if name in ("ModelSummary", "RichModelSummary"):
         return ModelSummary(max_depth=item._max_depth)  # noqa: SLF001 -- it has no public name
-    if name is not None and any(cls.__name__ == "ProgressBar" for cls in type(item).__mro__):
-        return ProgressBar()
-    return item  # type: ignore[no-any-return]
+    ours = None if name is None else adopted(name, item)
+    return item if ours is None else ours
 
 
 def _model_checkpoint(item: Any) -> ModelCheckpoint:

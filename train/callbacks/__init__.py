@@ -2,9 +2,37 @@
 
 from shipline.train.callbacks.base import Callback
 from shipline.train.callbacks.checkpoint import ModelCheckpoint
+from shipline.train.callbacks.device_stats import DeviceStatsMonitor
 from shipline.train.callbacks.early_stopping import EarlyStopping
+from shipline.train.callbacks.exception_checkpoint import OnExceptionCheckpoint
+from shipline.train.callbacks.gradient_accumulation import GradientAccumulationScheduler
+from shipline.train.callbacks.lambda_function import LambdaCallback
+from shipline.train.callbacks.lr_monitor import LearningRateMonitor
+from shipline.train.callbacks.prediction_writer import BasePredictionWriter
 from shipline.train.callbacks.progress import ProgressBar
-from shipline.train.callbacks.summary import ModelSummary
+from shipline.train.callbacks.rich_progress import RichProgressBar
+from shipline.train.callbacks.spike import SpikeDetection
+from shipline.train.callbacks.summary import ModelSummary, RichModelSummary
+from shipline.train.callbacks.throughput import ThroughputMonitor
 from shipline.train.callbacks.timer import Timer
+from shipline.train.callbacks.tqdm_progress import TQDMProgressBar
 
-__all__ = ["Callback", "EarlyStopping", "ModelCheckpoint", "ModelSummary", "ProgressBar", "Timer"]
+__all__ = [
+    "BasePredictionWriter",
+    "Callback",
+    "DeviceStatsMonitor",
+    "EarlyStopping",
+    "GradientAccumulationScheduler",
+    "LambdaCallback",
+    "LearningRateMonitor",
+    "ModelCheckpoint",
+    "ModelSummary",
+    "OnExceptionCheckpoint",
+    "ProgressBar",
+    "RichModelSummary",
+    "RichProgressBar",
+    "SpikeDetection",
+    "TQDMProgressBar",
+    "ThroughputMonitor",
+    "Timer",
+]

@@ -35,6 +35,18 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "mps": "shipline.train.accelerators.torch:TorchAccelerator",
         "xpu": "shipline.train.accelerators.torch:TorchAccelerator",
     },
+    "callback": {
+        "BackboneFinetuning": "shipline.train.callbacks.finetuning:BackboneFinetuning",
+        "BaseFinetuning": "shipline.train.callbacks.finetuning:BaseFinetuning",
+        "BatchSizeFinder": "shipline.train.callbacks.batch_size_finder:BatchSizeFinder",
+        "EMAWeightAveraging": "shipline.train.callbacks.weight_averaging:EMAWeightAveraging",
+        "LearningRateFinder": "shipline.train.callbacks.lr_finder:LearningRateFinder",
+        "ModelPruning": "shipline.train.callbacks.pruning:ModelPruning",
+        "OnlineEvaluator": "shipline.train.callbacks.online_evaluator:OnlineEvaluator",
+        "QuantizationAwareTraining": "shipline.train.callbacks.quantization:QuantizationAwareTraining",
+        "StochasticWeightAveraging": "shipline.train.callbacks.stochastic_weight_averaging:StochasticWeightAveraging",
+        "WeightAveraging": "shipline.train.callbacks.weight_averaging:WeightAveraging",
+    },
     "strategy": {
         "ddp": "shipline.train.strategies.ddp:Ddp",
         "ddp_find_unused_parameters_true": "shipline.train.strategies.ddp:DdpFindUnusedParameters",

@@ -153,10 +153,13 @@ def _of_this_worker(trainer: Trainer) -> dict[str, Any]:
     """What each worker has of its own."""
     module = trainer.module
     # Within a validation that will be begun again, what it has drawn and counted so far does not count.
-    now = trainer.before_validation or {"rng": rng_state(), "metric_states": metric_states(module)}
+    now = trainer.before_validation or {
+        "rng": rng_state(),
+        "metric_states": metric_states(module),
+        "feeds": trainer.fit_data.states(trainer.progress.batches),
+    }
     return {
         **now,
-        "feeds": trainer.fit_data.states(trainer.progress.batches),
         "epoch_metrics": trainer.metrics.entries_state("train"),
         "gradients": _gradients(module) if trainer.holds_gradients() else {},
     }

@@ -85,6 +85,8 @@ class Feed:
 
     def end_epoch(self) -> None:
         """Say that the epoch is over: the next one begins at its first batch."""
+        if self._resumed is not None:  # it was over when the checkpoint was made, and nobody has asked for a batch
+            self._epoch()
         self._start = None
 
     def state_dict(self, done: int | None = None) -> State:

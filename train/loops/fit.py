@@ -195,7 +195,11 @@ class FitLoop:
             source.feed.set_epoch(progress.current_epoch)
         if progress.last or progress.batches % trainer.accumulate_grad_batches == 0:
             trainer.module.on_validation_model_zero_grad()
-        trainer.before_validation = {"rng": rng_state(), "metric_states": metric_states(trainer.module)}
+        trainer.before_validation = {
+            "rng": rng_state(),
+            "metric_states": metric_states(trainer.module),
+            "feeds": self._data.states(progress.batches),
+        }
         evaluation.run(trainer, "validation", inference_mode=False)
         self._validated, self._validated_at = True, time.monotonic()
         trainer.agree()

@@ -83,6 +83,10 @@ class FitData:
         if every and self._validation is not None and epoch - self._validation_of >= every:
             self._validation = None
 
+    def reload(self) -> None:
+        """Ask for the loaders again when they are needed next: they have become others."""
+        self._feed = self._validation = self.batches = None
+
     def states(self, batches_done: int) -> dict[str, Any]:
         """Return the positions of all loaders, where so many batches of the epoch have been trained on."""
         train = None if self._feed is None else self._feed.state_dict(batches_done)

@@ -178,15 +178,16 @@ class BatchSizeFinder(Callback):
 
     def _fits(self, trainer: Trainer, name: str, size: int) -> tuple[bool, int | None]:
         set_value(trainer, name, size)
-        _free_memory()
         error: Exception | None = None
         rows = None
         try:
             rows = self._try(trainer)
         except (RuntimeError, MemoryError) as caught:
             error = caught.with_traceback(None)  # it would hold what did not fit
-        if error is not None and not _is_short_of_memory(error):
-            raise error
+        if error is not None:
+            if not _is_short_of_memory(error):
+                raise error
+            _free_memory()
         logger.info("A batch size of %d %s.", size, "fits" if error is None else "does not fit")
         return error is None, rows
 

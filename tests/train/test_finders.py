@@ -16,7 +16,7 @@ import pytorch_lightning.callbacks as theirs
 import torch
 from callback_checks import STEPS, Backbone, quiet_lightning, same_tree
 from lightning_digits import LightningDigits
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 from training import Mlp, bare_trainer, new_trainer, on_hook, rows, same_weights, train_loader, val_loader
 
 import shipline as sl
@@ -349,7 +349,11 @@ class Two(Mlp):
 @pytest.mark.parametrize(
     ("module", "options", "message"),
     [
-        (Unnamed, {}, r"'lr' or 'learning_rate' is to be tuned, and is no attribute of Unnamed.*name yours with attr_name"),
+        (
+            Unnamed,
+            {},
+            r"'lr' or 'learning_rate' is to be tuned, and is no attribute of Unnamed.*name yours with attr_name",
+        ),
         (Unnamed, {"attr_name": "ratte"}, r"'ratte' is to be tuned.*Did you mean 'rate'\?"),
         (Two, {}, "works with one optimizer, and Two has 2"),
         (Mlp, {"mode": "steep"}, "has mode='steep'; choose 'exponential' or 'linear'"),
@@ -655,4 +659,3 @@ def test_rows_of_an_iterable_dataset_are_nobody_knows_how_many() -> None:
     data = Streamed()
     bare_trainer(max_epochs=1, callbacks=BatchSizeFinder(max_val=50)).fit(Mlp(), data)
     assert data.batch_size == 50
-    assert isinstance(rows(0, 1), TensorDataset)

@@ -71,7 +71,8 @@ def test_an_unfreeze_schedule_ends_with_lightnings_weights() -> None:
 
 @pytest.mark.parametrize("cut_at", [5, 15, 29])
 @pytest.mark.parametrize(
-    "make", [LayerByLayer, lambda: BackboneFinetuning(unfreeze_backbone_at_epoch=1, train_bn=False, lambda_func=growing)]
+    "make",
+    [LayerByLayer, lambda: BackboneFinetuning(unfreeze_backbone_at_epoch=1, train_bn=False, lambda_func=growing)],
 )
 def test_finetuning_resumes_exactly(tmp_path: Path, make: Any, cut_at: int) -> None:
     """In the middle of an epoch before, after one, and after several layers were thawed."""
@@ -118,7 +119,9 @@ def test_the_helpers_are_lightnings() -> None:
     for base in (BaseFinetuning, theirs.BaseFinetuning):
         net: Any = network()
         helpers: Any = base
-        seen = [[type(layer).__name__ for layer in helpers.flatten_modules(given)] for given in (net, [net[0], [net[2]]])]
+        seen = [
+            [type(layer).__name__ for layer in helpers.flatten_modules(given)] for given in (net, [net[0], [net[2]]])
+        ]
         for train_bn in (True, False):
             helpers.make_trainable(net)
             helpers.freeze(net, train_bn=train_bn)
@@ -177,4 +180,3 @@ class Partly(BaseFinetuning):
 def test_what_cannot_be_finetuned(callback: BaseFinetuning, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         bare_trainer(max_epochs=1, callbacks=callback).fit(Mlp(), train_loader(32))
-

@@ -195,11 +195,23 @@ def test_how_much_was_pruned_is_logged(tmp_path: Path, caplog: pytest.LogCapture
     ("options", "message"),
     [
         ({"pruning_fn": "l1_unstructurd"}, r"has pruning_fn='l1_unstructurd'\. Did you mean 'l1_unstructured'\?"),
-        ({"pruning_fn": LargestFirst("a")}, r"choose one of l1_unstructured.* or a class \(not an object\) derived from"),
-        ({"pruning_fn": LargestFirst, "use_global_unstructured": False}, "LargestFirst, a class, as pruning_fn: it works"),
+        (
+            {"pruning_fn": LargestFirst("a")},
+            r"choose one of l1_unstructured.* or a class \(not an object\) derived from",
+        ),
+        (
+            {"pruning_fn": LargestFirst, "use_global_unstructured": False},
+            "LargestFirst, a class, as pruning_fn: it works",
+        ),
         ({"pruning_fn": "ln_structured", "use_global_unstructured": False}, "removes slices: set pruning_dim"),
-        ({"pruning_fn": "ln_structured", "use_global_unstructured": False, "pruning_dim": 0}, "set pruning_norm, such as 2"),
-        ({"pruning_fn": "random_structured", "pruning_dim": 0}, "use_global_unstructured=True, which ranks single weights"),
+        (
+            {"pruning_fn": "ln_structured", "use_global_unstructured": False, "pruning_dim": 0},
+            "set pruning_norm, such as 2",
+        ),
+        (
+            {"pruning_fn": "random_structured", "pruning_dim": 0},
+            "use_global_unstructured=True, which ranks single weights",
+        ),
         ({"parameter_names": ["gamma"]}, "has parameter_names with 'gamma'; choose of 'weight' and 'bias'"),
         ({"amount": 1.5}, r"has amount=1\.5; set a share as a float up to 1\.0, a number of weights as an int"),
         ({"amount": True}, "has amount=True"),
@@ -216,7 +228,10 @@ def test_options_that_mean_nothing(options: dict[str, Any], message: str) -> Non
 @pytest.mark.parametrize(
     ("places", "message"),
     [
-        ([(nn.Linear(2, 2), "weight")], "has 'weight' of a Linear, which Mlp does not have: give the layers of the module"),
+        (
+            [(nn.Linear(2, 2), "weight")],
+            "has 'weight' of a Linear, which Mlp does not have: give the layers of the module",
+        ),
         (["layers.0.weight"], r"has 'layers\.0\.weight'; give pairs: \(module\.layer, 'weight'\)"),
         ([(1, "weight")], r"has \(1, 'weight'\); give pairs"),
     ],

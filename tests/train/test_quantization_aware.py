@@ -37,7 +37,9 @@ def rounded(values: torch.Tensor, scale: torch.Tensor, zero: float, least: int, 
     return (torch.clamp(torch.round(values / scale) + zero, least, most) - zero) * scale
 
 
-@pytest.mark.parametrize("observed", [torch.linspace(-0.7, 2.0, 8), torch.linspace(0.5, 2.0, 8)], ids=["both", "positive"])
+@pytest.mark.parametrize(
+    "observed", [torch.linspace(-0.7, 2.0, 8), torch.linspace(0.5, 2.0, 8)], ids=["both", "positive"]
+)
 def test_a_layer_rounds_as_the_scheme_says(observed: torch.Tensor) -> None:
     """Weights symmetric with a scale for each output, inputs over the byte with zero in it; gradients pass."""
     seen: dict[str, Any] = {}
@@ -69,7 +71,9 @@ def test_a_layer_rounds_as_the_scheme_says(observed: torch.Tensor) -> None:
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.parameters(), lr=0.0)
 
-    bare_trainer(max_epochs=1, limit_train_batches=1, callbacks=QuantizationAwareTraining()).fit(One(), train_loader(32))
+    bare_trainer(max_epochs=1, limit_train_batches=1, callbacks=QuantizationAwareTraining()).fit(
+        One(), train_loader(32)
+    )
     weights, inputs = seen["gradients"]
     torch.testing.assert_close(weights, (2 * rounded(observed, _scale(observed), _zero(observed), 0, 255)).expand(3, 8))
     torch.testing.assert_close(inputs, seen["weight"].sum(0).expand(2, 8))
@@ -188,7 +192,10 @@ class NoLayers(Mlp):
     ("options", "message"),
     [
         ({"start_epoch": -1}, "has start_epoch=-1; set 0 or more"),
-        ({"start_epoch": 2, "freeze_observers_at_epoch": 2}, "freeze_observers_at_epoch=2, which is not after start_epoch=2"),
+        (
+            {"start_epoch": 2, "freeze_observers_at_epoch": 2},
+            "freeze_observers_at_epoch=2, which is not after start_epoch=2",
+        ),
         ({"averaging_constant": 0.0}, r"has averaging_constant=0\.0; set a share above 0"),
         ({}, "rounds linear and convolution layers, and NoLayers has none"),
     ],

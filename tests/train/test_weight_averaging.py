@@ -147,7 +147,11 @@ def test_swa_options_that_mean_nothing(options: dict[str, Any], message: str) ->
     [
         (Two(), {}, "works with one optimizer and at most one scheduler, and Two has 2 and 0"),
         (Manual(), {}, "Manual steps its optimizer itself: use group or layer norm"),
-        (Mlp(), {"swa_lrs": [0.1, 0.2], "swa_epoch_start": 1}, "has 2 swa_lrs, and the optimizer has 1 parameter groups"),
+        (
+            Mlp(),
+            {"swa_lrs": [0.1, 0.2], "swa_epoch_start": 1},
+            "has 2 swa_lrs, and the optimizer has 1 parameter groups",
+        ),
         (Mlp(), {"swa_epoch_start": 0.5, "epochs": -1}, "has no max_epochs: set one of them to a whole number"),
     ],
 )

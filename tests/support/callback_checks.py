@@ -22,7 +22,7 @@ STEPS = 8  # in an epoch
 
 
 class Backbone(Mlp):
-    """Batch norm, dropout and a backbone; trains what requires gradients, with a scheduler of its own where asked to."""
+    """Batch norm, dropout and a backbone; trains what requires gradients, on a schedule where asked to."""
 
     def __init__(self, dropout: float = 0.2, lr: float = 0.1, schedule: bool = False) -> None:
         super().__init__(hidden=16, dropout=dropout, lr=lr)
@@ -69,14 +69,14 @@ def fit(
     return trainer
 
 
-class PowerCut(Exception):
+class PowerCutError(Exception):
     """The machine is gone."""
 
 
 def _cut(step: int | None) -> Callback:
     def act(trainer: sl.Trainer, *_: Any) -> None:
         if trainer.global_step == step:
-            raise PowerCut
+            raise PowerCutError
 
     return on_hook("on_train_batch_start", act)
 
@@ -90,7 +90,7 @@ def check_exact_resume(
     whole = fit(root / "whole", module, callback, **options)
 
     torch.manual_seed(0)
-    with pytest.raises(PowerCut):
+    with pytest.raises(PowerCutError):
         fit(root / "parts", make_module(), make(), cut_at=cut_at, **options)
     torch.manual_seed(99)
     resumed_module, resumed_callback = make_module(), make()

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 class LightningDigits(pytorch_lightning.LightningModule):
-    """64 pixels -> the logits of ten digits, by a backbone and a head; with batch norm and a scheduler where asked to."""
+    """64 pixels -> the logits of ten digits, by a backbone and a head; with batch norm, on a schedule where asked to."""
 
     def __init__(self, norm: bool = False, schedule: bool = False, lr: float = 0.1) -> None:
         super().__init__()

@@ -26,7 +26,7 @@ def growing(_epoch: int) -> float:
 
 
 class LayerByLayer(BaseFinetuning):
-    """An unfreeze schedule: from the output to the input, one layer in each epoch, each more gently than the one before."""
+    """An unfreeze schedule: from the output to the input, a layer in each epoch, each more gently than the last."""
 
     def freeze_before_training(self, pl_module: Any) -> None:
         self.freeze(self.layers(pl_module)[1:], train_bn=False)

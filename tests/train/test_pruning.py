@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import pytorch_lightning.callbacks as theirs
 import torch
-from callback_checks import Backbone, PowerCut, by_both, check_exact_resume, fit, largest_difference
+from callback_checks import Backbone, PowerCutError, by_both, check_exact_resume, fit, largest_difference
 from lightning_digits import LightningDigits
 from torch import nn
 from torch.nn.utils import prune
@@ -135,7 +135,7 @@ def test_checkpoints_hold_plain_pruned_weights_and_the_run_its_masks(tmp_path: P
 def test_the_module_is_plain_after_a_fit_that_failed_unless_masks_are_to_stay(tmp_path: Path, stays: bool) -> None:
     module = Mlp()
     pruning = ModelPruning("l1_unstructured", amount=0.5, make_pruning_permanent=not stays)
-    with pytest.raises(PowerCut):
+    with pytest.raises(PowerCutError):
         fit(tmp_path, module, pruning, cut_at=12)
     assert any(name.endswith("_mask") for name in module.state_dict()) == stays
     assert sparsity(module) == pytest.approx(0.5, abs=0.02)

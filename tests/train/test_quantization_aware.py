@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from callback_checks import PowerCut, check_exact_resume, fit
+from callback_checks import PowerCutError, check_exact_resume, fit
 from torch import nn
 from torch.nn import functional as F
 from training import Mlp, bare_trainer, on_hook, same_weights, train_loader, val_loader
@@ -151,7 +151,7 @@ def test_the_module_and_its_checkpoints_are_plain(tmp_path: Path) -> None:
     assert trainer.checkpoint_callback is not None
     saved = Cnn.load_from_checkpoint(trainer.checkpoint_callback.last_model_path)
     assert set(saved.state_dict()) == names
-    with pytest.raises(PowerCut):
+    with pytest.raises(PowerCutError):
         fit(tmp_path / "cut", module, QuantizationAwareTraining(), cut_at=3)
     assert not any("forward" in vars(part) for part in module.modules())
 

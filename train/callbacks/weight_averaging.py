@@ -56,7 +56,6 @@ class WeightAveraging(Callback):
         self._average_model: AveragedModel | None = None
         self._swapped = False
         self._latest_update_step = 0
-        self._latest_update_epoch = -1
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         """Return whether to average now; called after every optimizer step and after every epoch.
@@ -71,12 +70,11 @@ class WeightAveraging(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return when the average was updated last; the average itself is the checkpoint's weights."""
-        return {"latest_update_step": self._latest_update_step, "latest_update_epoch": self._latest_update_epoch}
+        return {"latest_update_step": self._latest_update_step}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up when the average was updated last."""
         self._latest_update_step = state["latest_update_step"]
-        self._latest_update_epoch = state["latest_update_epoch"]
 
     def on_save_checkpoint(self, trainer: Trainer, module: Module, checkpoint: dict[str, Any]) -> None:
         """Let the checkpoint have the averaged weights as the module's, and those that are trained beside them."""
@@ -124,10 +122,8 @@ class WeightAveraging(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
         """Average, where it is time."""
-        epoch = trainer.current_epoch
-        if epoch > self._latest_update_epoch and self.should_update(epoch_idx=epoch):
+        if self.should_update(epoch_idx=trainer.current_epoch):
             self._update()
-            self._latest_update_epoch = epoch
 
     def on_validation_epoch_start(self, trainer: Trainer, module: Module) -> None:
         """Let the module have the average."""

@@ -220,6 +220,14 @@ class ModelCheckpoint(Callback):
         if trainer.progress.all_batches != self._last_batch:
             self._save(trainer, None)
 
+    def offer(self, trainer: Trainer) -> None:
+        """Save where the run stands, if it is good enough: also where weights have changed without a step."""
+        score = self._score(trainer, trained_only=False)
+        if score is not None and self.monitor is None:
+            score = math.nextafter(score, -math.inf)  # later than what was saved after the same step
+        if self._wanted(score):
+            self._save(trainer, score)
+
     def _at_epoch_end(self, trainer: Trainer) -> bool:
         if self.save_on_train_epoch_end is not None:
             return self.save_on_train_epoch_end

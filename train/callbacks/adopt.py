@@ -6,14 +6,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from shipline.train.callbacks.base import Callback
-from shipline.train.callbacks.device_stats import DeviceStatsMonitor
-from shipline.train.callbacks.exception_checkpoint import OnExceptionCheckpoint
-from shipline.train.callbacks.gradient_accumulation import GradientAccumulationScheduler
-from shipline.train.callbacks.progress import ProgressBar
-from shipline.train.callbacks.rich_progress import RichProgressBar
-from shipline.train.callbacks.throughput import ThroughputMonitor
-from shipline.train.callbacks.tqdm_progress import TQDMProgressBar
+from shipline.train.callbacks.callback import Callback
+from shipline.train.callbacks.device_stats_monitor import DeviceStatsMonitor
+from shipline.train.callbacks.gradient_accumulation_scheduler import GradientAccumulationScheduler
+from shipline.train.callbacks.on_exception_checkpoint import OnExceptionCheckpoint
+from shipline.train.callbacks.progress.progress_bar import ProgressBar
+from shipline.train.callbacks.progress.rich_progress import RichProgressBar
+from shipline.train.callbacks.progress.tqdm_progress import TQDMProgressBar
+from shipline.train.callbacks.throughput_monitor import ThroughputMonitor
 
 
 def adopted(name: str, item: Any) -> Callback | None:

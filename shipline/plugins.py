@@ -40,6 +40,12 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "ddp_find_unused_parameters_true": "shipline.train.strategies.ddp:DdpFindUnusedParameters",
         "single_device": "shipline.train.strategies.base:Strategy",
     },
+    "logger": {
+        "csv": "shipline.train.loggers.csv:CSVLogger",
+        "mlflow": "shipline.train.loggers.mlflow:MLFlowLogger",
+        "tensorboard": "shipline.train.loggers.tensorboard:TensorBoardLogger",
+        "wandb": "shipline.train.loggers.wandb:WandbLogger",
+    },
     "precision": {
         "32-true": "shipline.train.precision.base:Precision",
         "64-true": "shipline.train.precision.true:TruePrecision",

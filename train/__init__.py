@@ -5,7 +5,7 @@ if __name__ != "shipline.train":  # a bare `import train` from the repository's 
 
 from shipline.train.callbacks import Callback, EarlyStopping, ModelCheckpoint, ModelSummary, ProgressBar, Timer
 from shipline.train.data import DataModule
-from shipline.train.loggers import CSVLogger, Logger
+from shipline.train.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from shipline.train.module import Module
 from shipline.train.run import Run
 from shipline.train.seed import seed_everything
@@ -17,12 +17,15 @@ __all__ = [
     "DataModule",
     "EarlyStopping",
     "Logger",
+    "MLFlowLogger",
     "ModelCheckpoint",
     "ModelSummary",
     "Module",
     "ProgressBar",
     "Run",
+    "TensorBoardLogger",
     "Timer",
     "Trainer",
+    "WandbLogger",
     "seed_everything",
 ]

@@ -20,6 +20,7 @@ from shipline.train.lightning import attach, detach
 from shipline.train.loops.fit_data import FitData
 from shipline.train.loops.progress import Progress
 from shipline.train.metrics import MetricLog
+from shipline.train.records import Background, Code, Records
 from shipline.train.settings import Settings
 from shipline.train.signals import Signals, ending
 from shipline.train.strategies import Strategy
@@ -43,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 _STAYS = frozenset({
     "saver", "fit_data", "hooks", "module", "data", "step", "loss_check", "optimizers", "loop_optimizers", "schedules",
-    "sources", "strategy", "accelerator", "precision_plugin", "metrics", "signals", "predictions",
+    "sources", "strategy", "accelerator", "precision_plugin", "metrics", "signals", "predictions", "records",
 })  # fmt: skip
 
 
@@ -72,7 +73,9 @@ class Runtime(Settings, TrainerView):
         self.evaluation: Name | None = None
         self.state = State()
         self.run_directory: RunDirectory | None = None
-        self.lineage = Lineage()
+        self.lineage_so_far = Lineage()
+        self.code = Background.known(Code())
+        self.records = Records()
         self.optimizers: list[Optimizer] = []
         self.loop_optimizers: list[Any] = []
         self.schedules: list[Schedule] = []
@@ -101,6 +104,15 @@ class Runtime(Settings, TrainerView):
     def trainer(self) -> Trainer:
         """This object."""
         return self  # type: ignore[return-value]
+
+    @property
+    def lineage(self) -> Lineage:
+        """Which code, data and settings the run is made of; waits for git, which is asked in the background."""
+        return self.lineage_so_far.model_copy(update=self.code.result().lineage)
+
+    @lineage.setter
+    def lineage(self, lineage: Lineage) -> None:
+        self.lineage_so_far = lineage
 
     # ---- joining a stage ---------------------------------------------------------------------------------------------
 
@@ -132,11 +144,6 @@ class Runtime(Settings, TrainerView):
             self.state.fn = self.state.stage = None
             self.before_validation = None
             detach(module)
-
-    @property
-    def succeeded(self) -> bool:
-        """Whether nothing has failed so far."""
-        return self.state.status not in ("failed", "interrupted")
 
     def move_module(self) -> None:
         """Bring to the device what `configure_model` made, and what the Trainer changes about the module."""

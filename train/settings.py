@@ -39,7 +39,8 @@ class Settings(Configurable):
         workers: processes that train together; default: `devices` times `num_nodes`. One runs here; more run as Ray
             actors.
         precision: "64-true", "32-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed" or "fp8"; 64, 32, 16, "bf16".
-        logger: where metrics go; True is a CSV file in the run's directory, False is nowhere.
+        logger: where metrics go: "csv", "tensorboard", "mlflow", "wandb", a Logger, or several of them; True is a CSV
+            file in the run's directory, False is nowhere.
         callbacks: what acts at the hooks of the run, in order.
         fast_dev_run: try everything with so many batches (True: 1) and write nothing: no loggers, no checkpoints.
         max_epochs: epochs after which to stop; -1: no limit; default: 1000 where nothing else limits the fit.
@@ -88,7 +89,7 @@ class Settings(Configurable):
         num_nodes: int = 1,
         workers: int | None = None,
         precision: int | str | None = None,
-        logger: bool | Logger | Sequence[Logger] | None = None,
+        logger: bool | Logger | str | Sequence[Logger | str] | None = None,
         callbacks: Sequence[Callback] | Callback | None = None,
         fast_dev_run: bool | int = False,
         max_epochs: int | None = None,
@@ -319,11 +320,12 @@ def _profiler(given: Profiler | str | None) -> Profiler | None:
     return given
 
 
-def _loggers(given: bool | Logger | Iterable[Logger]) -> list[Logger]:
-    """Return the loggers: True is the CSV file, False is none."""
+def _loggers(given: bool | str | Logger | Iterable[str | Logger]) -> list[Logger]:
+    """Return the loggers: True is the CSV file, False is none, a name is one of `shipline list loggers`."""
     if isinstance(given, bool):
         return [CSVLogger()] if given else []
-    return [as_logger(item) for item in (given if isinstance(given, list | tuple) else [given])]
+    items = given if isinstance(given, list | tuple) else [given]
+    return [load("logger", item)() if isinstance(item, str) else as_logger(item) for item in items]
 
 
 def _callbacks(given: Any, timer: Callback | None, *defaults: type[Callback] | None) -> list[Callback]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from shipline.checkpoint import Checkpoint
 from shipline.errors import ConfigError, TrainingError
-from shipline.lineage import Lineage, describe_code, publishable
+from shipline.lineage import Lineage, publishable
 from shipline.store import absolute, join, open_store
 from shipline.train import checkpoints, loops
 from shipline.train.accelerators import pick_accelerator
 from shipline.train.data.adopt import as_data
 from shipline.train.lightning import as_module, attach, detach
+from shipline.train.records import Background, Code
+from shipline.train.records.records import first_record
 from shipline.train.run import Run, RunDirectory
 from shipline.train.runtime import Runtime
 from shipline.train.seed import current_seed
@@ -58,12 +61,8 @@ class Trainer(Runtime):
         pick_accelerator(self._accelerator)  # before anything is written
         self.reset()
         resume = self._find_checkpoint(ckpt_path, module)
-        self.lineage = Lineage(
-            **describe_code(_directory_of(type(module))),
-            config=publishable(self.config),
-            seed=current_seed(),
-            world_size=self.workers,
-        )
+        self.code = Background(partial(Code.found, _directory_of(type(module)), self._own_directory()))
+        self.lineage = Lineage(config=publishable(self.config), seed=current_seed(), world_size=self.workers)
         self.run_directory = self._open_run(module, resume)
         self._launch("fit", module, data, resume=resume)
         return self._result(module, data)
@@ -187,11 +186,12 @@ class Trainer(Runtime):
         run = RunDirectory.of(resume) if resume is not None else None
         if run is not None and run.experiment == join(self.default_root_dir, name):
             return run
-        description = {
-            "module": f"{type(model).__module__}.{type(model).__qualname__}",
-            "lineage": self.lineage.model_dump(mode="json"),
-        }
-        return RunDirectory.create(self.default_root_dir, name, description)
+        return RunDirectory.create(self.default_root_dir, name, first_record(model, self.lineage_so_far))
+
+    def _own_directory(self) -> Path | None:
+        """Where runs lie on this machine: what they write does not change the user's code."""
+        root = self.default_root_dir.removeprefix("file://")
+        return None if "://" in root else Path(root)
 
     def _result(self, model: Module, data: DataModule) -> Run:
         kept = self.checkpoint_callback

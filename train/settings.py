@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any, Literal
 
-from shipline.errors import ConfigError, nearest
+from shipline.errors import ConfigError, nearest, unknown_name
 from shipline.plugins import known, load
 from shipline.store import absolute
 from shipline.train.accelerators import Accelerator
@@ -325,7 +325,17 @@ def _loggers(given: bool | str | Logger | Iterable[str | Logger]) -> list[Logger
     if isinstance(given, bool):
         return [CSVLogger()] if given else []
     items = given if isinstance(given, list | tuple) else [given]
-    return [load("logger", item)() if isinstance(item, str) else as_logger(item) for item in items]
+    return [_named_logger(item) if isinstance(item, str) else as_logger(item) for item in items]
+
+
+def _named_logger(name: str) -> Logger:
+    """Return the logger of that name, "csv", or with a class of that name, "CSVLogger"."""
+    names = known("logger")
+    classes = {target.rpartition(":")[2]: name for name, target in names.items()}
+    if name not in names and name not in classes:
+        raise unknown_name("logger", name, [*names, *classes])
+    made: Logger = load("logger", classes.get(name, name))()
+    return made
 
 
 def _callbacks(given: Any, timer: Callback | None, *defaults: type[Callback] | None) -> list[Callback]:

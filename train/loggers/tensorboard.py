@@ -96,7 +96,7 @@ class TensorBoardLogger(LibraryLogger):
             from torch.utils.tensorboard import SummaryWriter
 
             path = self._open_files().path
-            writer = SummaryWriter(str(path), purge_step=self._purge_step, **self._options)  # type: ignore[no-untyped-call]
+            writer = SummaryWriter(str(path), purge_step=self._purge_step, **self._options)
         self._purge_step = None
         return writer
 

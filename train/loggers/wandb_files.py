@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Iterator
+from typing import Any
 
 from shipline.store import Store
 
@@ -69,7 +70,8 @@ def is_history(record: bytes) -> bool:
     """Whether the record is a row of metrics."""
     from wandb.proto import wandb_internal_pb2
 
-    return bool(wandb_internal_pb2.Record.FromString(record).WhichOneof("record_type") == "history")
+    parsed: Any = wandb_internal_pb2.Record.FromString(record)  # type: ignore[attr-defined]
+    return bool(parsed.WhichOneof("record_type") == "history")
 
 
 def _first_row(data: bytes) -> int:

@@ -94,6 +94,6 @@ def _accelerator(device: torch.device) -> dict[str, Any]:
             "count": torch.cuda.device_count(),
             "memory": torch.cuda.get_device_properties(device).total_memory,
             "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),
+            "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         }
     return found

@@ -116,7 +116,7 @@ class CSVLogger(Logger):
             self._params_saved = False
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        """Take the metrics; several calls for one step share a row."""
+        """Take the metrics; several calls in a row for one step share a row."""
         values = {name: repr(value) for name, value in numbers(metrics, self._prefix).items() if name != "step"}
         with self._lock:
             self._table.update(step, values)
@@ -149,6 +149,10 @@ class CSVLogger(Logger):
                 self._table.unsaved -= count
                 self._next_flush, self._warned = self._flush_every, False
 
+    def finalize(self, status: str) -> None:
+        """Write what is left."""
+        self.save()
+
     def _save_if_possible(self) -> None:
         """What a step logs can wait: `save` is called before each checkpoint, and at the end, and fails if it must."""
         try:
@@ -161,40 +165,36 @@ class CSVLogger(Logger):
 
 
 class _Table:
-    """Rows by step, and each as it stands in the file: only rows that have changed are written out again."""
+    """Rows, and each as it stands in the file: only those that are new, or have changed, are written out again.
+
+    Only the last one can change. A step that comes again after another one, such as that of a validation which counts
+    by itself, gets a row of its own: so the number of rows says how far the records go.
+    """
 
     def __init__(self) -> None:
-        self._rows: dict[int, dict[str, str]] = {}
-        self._index: dict[int, int] = {}
-        self._names: list[str] = []
-        self._known: set[str] = set()
+        self._rows: list[tuple[int, dict[str, str]]] = []
         self._lines: list[str] = []
-        self._changed: set[int] = set()
+        self._names: list[str] = []
         self.unsaved = 0
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def update(self, step: int, values: dict[str, str]) -> None:
-        """Put the values into the row of the step."""
-        if step not in self._rows:
-            self._index[step] = len(self._rows)
-            self._rows[step] = {}
-        self._rows[step].update(values)
-        self._changed.add(step)
+        """Put the values into the last row, if that is of this step, or into a new one."""
+        if not self._rows or self._rows[-1][0] != step:
+            self._rows.append((step, {}))
+        self._rows[-1][1].update(values)
+        del self._lines[len(self._rows) - 1 :]
         self.unsaved += 1
-        if not self._known.issuperset(values):
-            self._known.update(values)
-            self._names = sorted(self._known)
-            self._changed.update(self._rows)  # each gets a new field
+        if new := values.keys() - set(self._names):
+            self._names = sorted([*self._names, *new])
+            self._lines.clear()  # each row gets a new field
 
     def render(self) -> bytes:
         """Return the file."""
-        self._lines.extend("" for _ in range(len(self._rows) - len(self._lines)))
-        for step in self._changed:
-            row = self._rows[step]
-            self._lines[self._index[step]] = _line([step, *(row.get(name, "") for name in self._names)])
-        self._changed.clear()
+        for step, row in self._rows[len(self._lines) :]:
+            self._lines.append(_line([step, *(row.get(name, "") for name in self._names)]))
         return "".join([_line(["step", *self._names]), *self._lines]).encode()
 
 

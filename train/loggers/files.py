@@ -40,6 +40,11 @@ class LibraryFiles:
             target.write_bytes(store.read(key))
             self._uploaded[key] = _state(target)
 
+    @property
+    def is_temporary(self) -> bool:
+        """Whether the files are uploaded."""
+        return self._temporary is not None
+
     def upload(self) -> None:
         """Bring what has changed to the store.
 
@@ -49,15 +54,20 @@ class LibraryFiles:
         if self._temporary is None:
             return
         with self._uploading:
+            gone = set(self._uploaded)
             for name, path in self._own_files():
+                gone.discard(name)
                 try:
                     state = _state(path)
                     data = path.read_bytes() if self._uploaded.get(name) != state else None
                 except FileNotFoundError:  # the library has just removed it
                     continue
                 if data is not None:  # read whole: it may grow while it is sent
-                    self.store.write("/".join(_ODD.sub("_", part) for part in name.split("/")), data)
+                    self.store.write(_key(name), data)
                     self._uploaded[name] = state
+            for name in gone:
+                self.store.remove(_key(name))
+                del self._uploaded[name]
 
     def close(self) -> None:
         """Bring everything to the store, and remove the directory that was for the time being."""
@@ -81,6 +91,11 @@ def stored_files(store: Store, key: str = "") -> Iterator[str]:
             yield below
         else:
             yield from stored_files(store, below)
+
+
+def _key(name: str) -> str:
+    """The file's name as a store takes it."""
+    return "/".join(_ODD.sub("_", part) for part in name.split("/"))
 
 
 def _state(path: Path) -> tuple[int, int]:

@@ -21,6 +21,7 @@ _REFUSED = re.compile(r"[^A-Za-z0-9_/. -]")
 _AT_ONCE = 100  # parameters that a server takes in one call
 _LONGEST_NAME = 250
 _BETWEEN_TRIES = 100
+_DIRECTORIES = ("metrics", "params", "tags", "artifacts")
 Row = tuple[dict[str, float], int, int]  # metrics, step, milliseconds
 
 
@@ -221,6 +222,11 @@ class MLFlowLogger(LibraryLogger):
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
             path = self._open_files(fetch=True).path
             uri = path.as_uri()
+            for run in path.glob(
+                "*/*/meta.yaml"
+            ):  # a run without one of these is none; object stores have no empty ones
+                for name in _DIRECTORIES:
+                    (run.parent / name).mkdir(exist_ok=True)
         from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
 
@@ -259,7 +265,15 @@ class MLFlowLogger(LibraryLogger):
 
     def _stop(self, status: str) -> None:
         self._flush()
+        if self._files is not None and self._files.is_temporary:
+            self._fill_directories(self._files.path / str(self._experiment_id) / str(self._run_id))
         self._library.set_terminated(self._run_id, "FINISHED" if status == "success" else "FAILED")
+
+    def _fill_directories(self, run: Path) -> None:
+        """See that none is empty, so that what is downloaded from an object store is a run that MLflow can read."""
+        (run / "artifacts" / ".keep").touch()
+        if not any((run / "params").iterdir()):
+            self._library.log_param(self._run_id, "logger", "MLFlowLogger")
 
 
 def _keep_values(directory: Path, counts: dict[str, int]) -> None:

@@ -7,6 +7,7 @@ import logging
 import netrc
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,7 +16,7 @@ from shipline.store import Store
 from shipline.train.loggers.library import LibraryLogger, require
 from shipline.train.loggers.place import Place
 from shipline.train.loggers.values import numbers, plain_params
-from shipline.train.loggers.wandb_files import keep_rows
+from shipline.train.loggers.wandb_files import keep_rows, wait_for_end
 
 logger = logging.getLogger(__name__)
 
@@ -194,7 +195,7 @@ class WandbLogger(LibraryLogger):
                 return
             axis = {} if step is None else {STEP: step}
             # A second file of a run goes on where the first ends, so that the server takes both for one.
-            run.log(values | axis, step=max(run.step, self._rows) if self._reopened else None)
+            run.log(values | axis, step=max(run.step, self._rows) if self._reopened else None, commit=True)
             self._reopened = False
             self._rows += 1
 
@@ -226,9 +227,20 @@ class WandbLogger(LibraryLogger):
                 logger.info("W&B has no API key and no WANDB_MODE: it writes files only. `wandb sync` sends them.")
         if options.get("mode") != "offline":
             options.setdefault("resume", "allow")
-        path = self._open_files().path if self._store() is not None else None
+        path = self._prepared_directory()
         name = self._run_name or (None if self._run is None else Place().version_in(self._run))
         return wandb.init(project=self.name, name=name, dir=path, id=self._id, **options)
+
+    def _prepared_directory(self) -> Path | None:
+        """The directory for W&B, in which it sees the names that are taken: it names by the second."""
+        store = self._store()
+        if store is None:
+            return None
+        path = self._open_files().path
+        for name in store.list("wandb"):
+            if name.startswith("offline-run-"):
+                (path / "wandb" / name).mkdir(parents=True, exist_ok=True)
+        return path
 
     def _stop(self, status: str) -> None:
         run = self._library
@@ -237,6 +249,7 @@ class WandbLogger(LibraryLogger):
         if not self._owned:
             return
         run.finish(exit_code=0 if status == "success" else 1)
+        wait_for_end(Path(run.settings.sync_file))
         self._reopened = True
 
 

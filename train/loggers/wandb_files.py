@@ -6,13 +6,19 @@ Format: https://github.com/google/leveldb/blob/main/doc/log_format.md; wandb-cor
 
 from __future__ import annotations
 
+import logging
 import re
 import struct
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from shipline.store import Store
 
+logger = logging.getLogger(__name__)
+
+PATIENCE_S = 10.0
 HEADER = b":W&B"
 _HEADER_BYTES = 7
 _BLOCK = 32 * 1024
@@ -68,10 +74,26 @@ def records(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 def is_history(record: bytes) -> bool:
     """Whether the record is a row of metrics."""
+    return _kind(record) == "history"
+
+
+def wait_for_end(file: Path) -> None:
+    """Wait until W&B's process has written what it was given: `finish` returns a little earlier."""
+    until, size = time.monotonic() + PATIENCE_S, -1
+    while time.monotonic() < until:
+        data = file.read_bytes() if file.is_file() and file.stat().st_size != size else b""
+        size = len(data) or size
+        if any(_kind(record) == "exit" for _, record in records(data)):
+            return
+        time.sleep(0.002)
+    logger.warning("%s is not complete: W&B has not ended it in %.0f s.", file, PATIENCE_S)
+
+
+def _kind(record: bytes) -> str:
     from wandb.proto import wandb_internal_pb2
 
     parsed: Any = wandb_internal_pb2.Record.FromString(record)  # type: ignore[attr-defined]
-    return bool(parsed.WhichOneof("record_type") == "history")
+    return str(parsed.WhichOneof("record_type"))
 
 
 def _first_row(data: bytes) -> int:

@@ -218,8 +218,9 @@ class MLFlowLogger(LibraryLogger):
     def _start(self) -> Any:
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         uri = self._uri
-        if uri is None:
+        if uri is None or uri.startswith("file:") or ":" not in uri:
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+        if uri is None:
             path = self._open_files(fetch=True).path
             uri = path.as_uri()
             for run in path.glob(

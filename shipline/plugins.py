@@ -37,6 +37,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
     "strategy": {
         "ddp": "shipline.train.strategies.ddp:Ddp",
+        "ddp_find_unused_parameters_false": "shipline.train.strategies.ddp:Ddp",
         "ddp_find_unused_parameters_true": "shipline.train.strategies.ddp:DdpFindUnusedParameters",
         "single_device": "shipline.train.strategies.base:Strategy",
     },
@@ -45,6 +46,12 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "mlflow": "shipline.train.loggers.mlflow:MLFlowLogger",
         "tensorboard": "shipline.train.loggers.tensorboard:TensorBoardLogger",
         "wandb": "shipline.train.loggers.wandb:WandbLogger",
+    },
+    "profiler": {
+        "simple": "shipline.train.profilers.simple:SimpleProfiler",
+        "advanced": "shipline.train.profilers.advanced:AdvancedProfiler",
+        "pytorch": "shipline.train.profilers.pytorch:PyTorchProfiler",
+        "memory": "shipline.train.profilers.memory:MemoryProfiler",
     },
     "precision": {
         "32-true": "shipline.train.precision.base:Precision",

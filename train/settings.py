@@ -7,17 +7,19 @@ from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any, Literal
 
-from shipline.errors import ConfigError, nearest, unknown_name
+from shipline.errors import ConfigError, unknown_name
 from shipline.plugins import known, load
 from shipline.store import absolute
 from shipline.train.accelerators import Accelerator
 from shipline.train.callbacks import Callback, EarlyStopping, ModelCheckpoint, ModelSummary, ProgressBar, Timer
+from shipline.train.compiling import check_compile
 from shipline.train.configurable import Configurable
 from shipline.train.duration import Duration, seconds_of
 from shipline.train.hooks import monitors
 from shipline.train.lightning import as_callback, as_logger
 from shipline.train.loggers import CSVLogger, Logger
 from shipline.train.loops.optimization import ClipAlgorithm
+from shipline.train.plugged import own_precision, precision_name, profiler_of, strategy_setting
 from shipline.train.precision import Precision
 from shipline.train.profilers import Profiler
 from shipline.train.strategies import Strategy
@@ -68,7 +70,7 @@ class Settings(Configurable):
         benchmark: let cuDNN look for the fastest algorithms; None leaves torch as it is.
         inference_mode: validate, test and predict in `torch.inference_mode`; False: in `torch.no_grad`.
         use_distributed_sampler: give each worker its share of the rows; False: the loaders do.
-        profiler: "simple", "advanced", "pytorch", or a Profiler.
+        profiler: "simple", "advanced", "pytorch", "memory", or a Profiler.
         detect_anomaly: let autograd say which operation gave a NaN; slow.
         barebones: leave out all that costs time: logging, checkpoints, progress, summary, sanity check.
         plugins: a Precision of the user's own.
@@ -131,7 +133,6 @@ class Settings(Configurable):
         on = not barebones
         self.num_nodes = num_nodes
         self.workers = _workers(workers, devices, num_nodes)
-        self.precision = _precision_name(precision)
         self.fast_dev_run = fast_dev_run
         self.max_epochs = max_epochs
         self.min_epochs = min_epochs or 0
@@ -159,7 +160,7 @@ class Settings(Configurable):
         self.reload_dataloaders_every_n_epochs = reload_dataloaders_every_n_epochs
         self.default_root_dir = absolute(default_root_dir or "runs")
         self.name = name
-        self.compile = compile
+        self.compile = check_compile(compile)
         self.enable_autolog_hparams = enable_autolog_hparams
         timed = isinstance(val_check_interval, str | timedelta | dict)
         #: Seconds between two validations, where they go by time.
@@ -177,9 +178,13 @@ class Settings(Configurable):
             )  # fmt: skip
         self._accelerator = accelerator
         #: A Strategy, or the name of one; what runs is `strategy`.
-        self.strategy_setting = strategy
-        self._plugins = [plugins] if isinstance(plugins, Precision) else list(plugins or ())
-        self.profiler = _profiler(profiler)
+        self.strategy_setting = strategy_setting(strategy)
+        #: The numbers of the devices to compute on; None: as many as there are workers.
+        self.device_numbers = None if isinstance(devices, str | int) else list(devices)
+        #: A Precision of the user's own; what runs is `precision_plugin`.
+        self.precision_setting = own_precision(plugins, precision)
+        self.precision = precision_name(precision) if self.precision_setting is None else self.precision_setting.name
+        self.profiler = profiler_of(profiler)
         self.loggers = _loggers(on if logger is None else logger)
         self.callbacks = _callbacks(
             callbacks,
@@ -224,9 +229,6 @@ _CHOICES = {
     "nonfinite_loss": ("raise", "skip", "stop", "ignore"),
     "deterministic": (None, True, False, "warn"),
 }
-_PRECISIONS = {
-    "64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "None": "32-true", "fp8": "fp8",
-}  # fmt: skip
 
 
 def _check(settings: Settings) -> None:
@@ -303,25 +305,8 @@ def _workers(workers: int | None, devices: int | str | Sequence[int], num_nodes:
     return each * num_nodes
 
 
-def _precision_name(precision: int | str | None) -> str:
-    name = _PRECISIONS.get(str(precision), str(precision))
-    names = known("precision")
-    if name not in names:
-        raise ConfigError(
-            f"Trainer has precision={precision!r}.{nearest(name, names)} Known: {', '.join(sorted(names))}."
-        )
-    return name
-
-
-def _profiler(given: Profiler | str | None) -> Profiler | None:
-    if isinstance(given, str):
-        made: Profiler = load("profiler", given)()
-        return made
-    return given
-
-
 def _loggers(given: bool | str | Logger | Iterable[str | Logger]) -> list[Logger]:
-    """Return the loggers: True is the CSV file, False is none, a name is one of `shipline list loggers`."""
+    """Return the loggers: True is the CSV file, False is none, a name is one of the kind `logger` of the plug-ins."""
     if isinstance(given, bool):
         return [CSVLogger()] if given else []
     items = given if isinstance(given, list | tuple) else [given]

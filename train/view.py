@@ -10,6 +10,7 @@ import torch
 
 from shipline.train.callbacks import Callback, EarlyStopping, ModelCheckpoint, ProgressBar
 from shipline.train.data.limits import count_batches
+from shipline.train.lightning import FitLoop
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -144,7 +145,7 @@ class TrainerView:
     @property
     def num_val_batches(self) -> list[float]:
         """How many batches this worker has of each validation loader."""
-        return [_or_infinite(source.own_batches()) for source in self.fit_data.validation]
+        return [_or_infinite(count) for count in self.fit_data.validation_batches]
 
     @property
     def num_sanity_val_batches(self) -> list[float]:
@@ -211,7 +212,7 @@ class TrainerView:
     @property
     def enable_validation(self) -> bool:
         """Whether a fit validates."""
-        return bool(self.fit_data.validation)
+        return self.fit_data.has_validation
 
     # ---- metrics -----------------------------------------------------------------------------------------------------
 
@@ -226,6 +227,13 @@ class TrainerView:
         """What was logged with `prog_bar=True`: the latest values of steps, and those of finished epochs."""
         steps = {name: float(value) for name, value in self.metrics.progress.items()}
         return steps | self.epoch_progress
+
+    @property
+    def fit_loop(self) -> FitLoop:
+        """What packages look up in Lightning's loop."""
+        return FitLoop(self)  # type: ignore[arg-type]
+
+    _logger_connector = fit_loop
 
     # ---- collaborators -----------------------------------------------------------------------------------------------
 

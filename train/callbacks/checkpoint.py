@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from shipline.checkpoint import POINTERS
 from shipline.errors import ConfigError, nearest
-from shipline.store import Store, absolute, join, open_store, write_pointers
+from shipline.store import Store, absolute, join, open_store
 from shipline.store.commit import MANIFEST, discard
 from shipline.train import checkpoints
 from shipline.train.callbacks.base import Callback
-from shipline.train.run import CHECKPOINTS
+from shipline.train.run import CHECKPOINTS, point
 
 if TYPE_CHECKING:
     from shipline.train.module import Module
@@ -321,7 +320,7 @@ class ModelCheckpoint(Callback):
             if run is not None and self.dirpath == join(run.store.url, CHECKPOINTS):
                 run.point(pointer, target)
             else:
-                write_pointers(store, POINTERS, {pointer: {"checkpoint": target}})
+                point(store, pointer, target)
         for each in old:
             discard(store, str(each))
 

@@ -35,11 +35,10 @@ logger = logging.getLogger(__name__)
 MOST_ERROR = 2000
 
 
-def first_record(module: Any, lineage: Lineage) -> dict[str, Any]:
-    """Return what `run.json` says before anything has happened."""
-    name = f"{type(module).__module__}.{type(module).__qualname__}"
+def first_record(what: str, lineage: Lineage) -> dict[str, Any]:
+    """Return what `run.json` says of a run of `what`, a module or a function, before anything has happened."""
     record = RunRecord(
-        module=name, lineage=lineage.model_dump(mode="json"), state="running", started_at=datetime.now(UTC), **_here()
+        module=what, lineage=lineage.model_dump(mode="json"), state="running", started_at=datetime.now(UTC), **_here()
     )
     return record.model_dump(mode="json")
 
@@ -51,12 +50,12 @@ class Records:
         self._began = datetime.now(UTC)
         self._writing: Background[RunRecord | None] = Background.known(None)
 
-    def begin(self, trainer: Trainer, resumed: bool) -> None:
+    def begin(self, trainer: Trainer, hparams: dict[str, Any], *, resumed: bool) -> None:
         """Write in a thread what the run begins with: its first step does not wait for it."""
         if trainer.run_directory is None:
             return
         self._began = datetime.now(UTC)
-        settings = {CONFIG_FILE: trainer.config, HPARAMS_FILE: dict(trainer.module.hparams)}
+        settings = {CONFIG_FILE: trainer.config, HPARAMS_FILE: hparams}
         files = {name: _yaml(content) for name, content in settings.items() if content}
         write = partial(
             self._write_first, trainer.run_directory.store, files, trainer.device, trainer.code, trainer.lineage_so_far,

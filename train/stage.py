@@ -112,12 +112,13 @@ def begin_records(trainer: Trainer, resume: Checkpoint | None) -> None:
     """Open the loggers, and begin to write down what the run is made of."""
     if not trainer.is_global_zero:
         return
-    trainer.records.begin(trainer, dict(trainer.module.hparams), resumed=resume is not None)
+    hparams = dict(trainer.module.hparams)
+    trainer.records.begin(trainer, hparams, resumed=resume is not None)
     for each in trainer.loggers:
         store = None if trainer.run_directory is None else trainer.run_directory.store
         each.open(store, trainer.progress.first_unlogged() if resume is not None else None)
-        if trainer.enable_autolog_hparams:
-            each.log_hyperparams(dict(trainer.module.hparams))
+        if trainer.enable_autolog_hparams and hparams:
+            each.log_hyperparams(hparams)
         each.log_graph(trainer.module)
 
 

@@ -2,202 +2,48 @@
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import re
-import struct
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from logger_conformance import CsvReader, History, LoggerConformance, made_csv
+from logged import CsvReader, MLflowReader, TensorBoardReader, WandbReader
+from logger_conformance import LoggerConformance, made_csv
 
-from shipline.store import Store
 from shipline.train import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from shipline.train.loggers.files import stored_files
 
 
 @pytest.fixture
-def local(tmp_path: Path) -> Any:
-    """A function that returns the directory of a store, or a copy of it on this machine."""
-
-    def copy(store: Store) -> Path:
-        if (root := getattr(store, "root", None)) is not None:
-            return Path(root)
-        target = tmp_path / "copies" / str(len(list(tmp_path.glob("copies/*"))))
-        for key in stored_files(store):
-            path = target / key
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(store.read(key))
-        return target
-
-    return copy
+def copies(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    request.instance.copies = tmp_path / "copies"
 
 
-class TestCsv(LoggerConformance):
+class TestCsv(CsvReader, LoggerConformance):
     registered = "csv"
 
     def make(self, **options: Any) -> Logger:
         return made_csv(**options)
 
-    def read(self, run: Store) -> History:
-        return CsvReader().read(run)
 
-    def read_params(self, run: Store) -> dict[str, Any]:
-        found: dict[str, Any] = yaml.safe_load(run.read("hparams.yaml"))
-        return found
-
-
-class TestTensorBoard(LoggerConformance):
+@pytest.mark.usefixtures("copies")
+class TestTensorBoard(TensorBoardReader, LoggerConformance):
     registered = "tensorboard"
     exact = False
-
-    @pytest.fixture(autouse=True)
-    def with_copies(self, local: Any) -> None:
-        self.local = local
 
     def make(self, **options: Any) -> Logger:
         return TensorBoardLogger(**options)
 
-    def events(self, run: Store) -> Any:
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-        return EventAccumulator(str(self.local(run)), size_guidance={"scalars": 0}).Reload()
-
-    def read(self, run: Store) -> History:
-        events = self.events(run)
-        return {
-            tag: [(event.step, event.value) for event in events.Scalars(tag)]
-            for tag in events.Tags()["scalars"]
-        }  # fmt: skip
-
-    def read_params(self, run: Store) -> dict[str, Any]:
-        from tensorboard.plugins.hparams import metadata
-
-        found: dict[str, Any] = {}
-        for data in self.all_hparams(run):
-            start = metadata.parse_session_start_info_plugin_data(data)
-            for name, value in start.hparams.items():
-                found[name] = getattr(value, str(value.WhichOneof("kind")))
-        return found
-
-    def all_hparams(self, run: Store) -> Iterator[bytes]:
-        """An accumulator keeps the first of several; the page of hyper-parameters reads them all."""
-        from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
-
-        for file in sorted(self.local(run).glob("events.*")):
-            for event in EventFileLoader(str(file)).Load():
-                for value in event.summary.value:
-                    if value.tag == "_hparams_/session_start_info":
-                        yield value.metadata.plugin_data.content
-
-
-class TestMLflow(LoggerConformance):
+@pytest.mark.usefixtures("copies")
+class TestMLflow(MLflowReader, LoggerConformance):
     registered = "mlflow"
-
-    @pytest.fixture(autouse=True)
-    def with_copies(self, local: Any) -> None:
-        self.local = local
 
     def make(self, **options: Any) -> Logger:
         return MLFlowLogger(**options)
 
-    def stored(self, name: str) -> str:
-        return re.sub("[^A-Za-z0-9_.-]", "_", name.replace("/", "."))
 
-    def client(self, run: Store) -> tuple[Any, Any]:
-        from mlflow.tracking import MlflowClient
-
-        client = MlflowClient((self.local(run) / "mlruns").as_uri())
-        [experiment] = [e for e in client.search_experiments() if e.name != "Default"]
-        [found] = client.search_runs([experiment.experiment_id])
-        return client, found
-
-    def read(self, run: Store) -> History:
-        client, found = self.client(run)
-        return {
-            name: [(m.step, m.value) for m in client.get_metric_history(found.info.run_id, name)]
-            for name in found.data.metrics
-        }
-
-    def read_params(self, run: Store) -> dict[str, Any]:
-        params: dict[str, Any] = self.client(run)[1].data.params
-        return params
-
-
-class TestWandb(LoggerConformance):
+@pytest.mark.usefixtures("wandb_offline")
+class TestWandb(WandbReader, LoggerConformance):
     registered = "wandb"
-
-    @pytest.fixture(autouse=True)
-    def offline(self, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        """W&B as it is without a key; its process ends with the test."""
-        import wandb
-
-        own = tmp_path_factory.mktemp("wandb")
-        for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "HOME"):
-            monkeypatch.setenv(name, str(own))
-        for name in [name for name in os.environ if name in ("WANDB_MODE", "WANDB_API_KEY", "NETRC")]:
-            monkeypatch.delenv(name)
-        monkeypatch.setenv("WANDB_SILENT", "true")
-        yield
-        wandb.teardown()
 
     def make(self, **options: Any) -> Logger:
         return WandbLogger(**options)
-
-    def records(self, run: Store) -> Iterator[Any]:
-        from wandb.proto import wandb_internal_pb2
-
-        files = sorted(key for key in stored_files(run) if key.endswith(".wandb") and "latest-run" not in key)
-        files.sort(key=lambda key: (len(key), key))  # those of one second have -1, -2 ... at the end
-        for key in files:
-            for record in log_records(run.read(key)):
-                parsed: Any = wandb_internal_pb2.Record.FromString(record)  # type: ignore[attr-defined]
-                yield parsed
-
-    def read(self, run: Store) -> History:
-        found: History = {}
-        steps = []
-        for record in self.records(run):
-            if record.WhichOneof("record_type") == "history":
-                row = {
-                    ".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item
-                }
-                step = row["trainer/global_step"]
-                steps.append(row["_step"])
-                for name, value in row.items():
-                    if name != "trainer/global_step" and not name.startswith("_"):
-                        number = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}.get(value, value)
-                        found.setdefault(name, []).append((step, number))
-        assert steps == list(range(len(steps)))  # what the server counts by, over all files of the run
-        return found
-
-    def read_params(self, run: Store) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for record in self.records(run):
-            for update in (record.config.update, record.run.config.update):
-                for item in update:
-                    found[item.key or item.nested_key[0]] = json.loads(item.value_json)
-        return found
-
-
-def log_records(data: bytes) -> Iterator[bytes]:
-    """The records in a file of LevelDB's log format, which W&B's has: blocks of 32 KiB, of records with a header."""
-    assert data[:4] == b":W&B"
-    at, parts = 7, b""
-    while at < len(data):
-        room = 32768 - at % 32768
-        if room < 7:
-            at += room
-            continue
-        _crc, length, kind = struct.unpack_from("<IHB", data, at)
-        assert kind in (1, 2, 3, 4)
-        parts += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):
-            yield parts
-            parts = b""
-    assert parts == b""

@@ -22,7 +22,6 @@ from shipline.store import Store, redact
 from shipline.train.metrics import finite_or_none
 from shipline.train.records.background import Background
 from shipline.train.records.environment import describe_environment
-from shipline.train.records.plots import write_plots
 
 if TYPE_CHECKING:
     import torch
@@ -113,6 +112,8 @@ class Records:
             "best": None if best is None else finite_or_none({"best": best})["best"],
         })  # fmt: skip
         _write(store, record)
+        from shipline.train.records.plots import write_plots  # what draws is not needed before
+
         write_plots(store, record)
 
 

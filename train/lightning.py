@@ -153,7 +153,7 @@ class ForeignLogger(Logger):
     def __reduce__(self) -> Any:
         return ForeignLogger, (self.logger,)
 
-    @property  # type: ignore[override]
+    @property  # type: ignore[misc]
     def __class__(self) -> type:
         """That of the logger: modules ask `isinstance(self.logger, WandbLogger)` before they use what only that has."""
         return type(self.logger)

@@ -65,7 +65,7 @@ class Trainer(Runtime):
         module = self._take(model)
         data = as_data(module, datamodule, train=train_dataloaders, val=val_dataloaders)
         resume = self._begin_run(type(module), type(module).__name__.lower(), ckpt_path)
-        self._launch("fit", module, data, resume=resume)
+        self._launch_run("fit", module, data, resume)
         return self._result(module, data)
 
     def run(self, function: Callable[[Loop], Any], ckpt_path: str | None = None) -> Run:
@@ -80,7 +80,7 @@ class Trainer(Runtime):
         """
         named = function if hasattr(function, "__qualname__") else type(function)
         resume = self._begin_run(named, named.__name__.lower().strip("<>"), ckpt_path)
-        result = self._launch("run", function, None, resume=resume)
+        result = self._launch_run("run", function, None, resume)
         run = self._result(None, None)
         return replace(run, result=result, last_url=run.url and f"{run.url}/last")
 
@@ -191,6 +191,15 @@ class Trainer(Runtime):
             return launch(self, module, data, stage, **options)
         strategy = pick_strategy(self.strategy_setting, self.workers)
         return loops.run(self, stage, module, data, strategy, **options)
+
+    def _launch_run(self, stage: Work, what: Any, data: DataModule | None, resume: Checkpoint | None) -> Any:
+        """Run what has a directory, and see that its records say so if it ends before they begin."""
+        try:
+            return self._launch(stage, what, data, resume=resume)
+        except BaseException as error:
+            if self.run_directory is not None:
+                self.records.fail(self.run_directory.store, error)
+            raise
 
     def _begin_run(self, what: Any, name: str, ckpt_path: str | None) -> Checkpoint | None:
         """Forget the run before, find what to go on from, and take a directory for the records of `what`."""

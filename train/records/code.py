@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from shipline.lineage import described
 from shipline.repository import look
 from shipline.runs import DIFF_FILE, GIT_FILE
+
+logger = logging.getLogger(__name__)
 
 #: Bytes of a diff that are kept: more is hardly read by anybody, and each run keeps its own.
 DIFF_BYTES = 1 << 20
@@ -30,11 +33,15 @@ class Code:
     @classmethod
     def found(cls, directory: Path | None, ignoring: Path | None) -> Code:
         """Look at the repository around `directory`; files below `ignoring` are the run's own."""
-        repository = look(directory, ignoring)
+        repository, diff = None, None
+        try:
+            repository = look(directory, ignoring)
+            diff = repository.diff(DIFF_BYTES) if repository is not None and repository.dirty else None
+        except OSError as error:  # no room for what git prints: the run goes on
+            logger.warning("The state of the code's repository is not known: %s", error)
         lineage = described(repository)
         if repository is None:
             return cls(lineage)
-        diff = repository.diff(DIFF_BYTES) if repository.dirty else None
         return cls(lineage, repository.commit, repository.branch, repository.changes, diff)
 
     def files(self) -> dict[str, bytes]:

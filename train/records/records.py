@@ -68,6 +68,15 @@ class Records:
         if trainer.run_directory is not None:
             _tried(partial(self._write_last, trainer, trainer.run_directory.store, record, error))
 
+    def fail(self, store: Store, error: BaseException) -> None:
+        """Write down a failure that came before the records began, or took the process that wrote them."""
+
+        def write() -> None:
+            if (record := _read(store)).state == "running":
+                _write(store, record.model_copy(update=_end(error)))
+
+        _tried(write)
+
     def _write_first(
         self, store: Store, files: dict[str, bytes], device: torch.device, code: Background[Code], lineage: Lineage,
         resumed: bool,
@@ -94,16 +103,12 @@ class Records:
     def _write_last(
         self, trainer: Trainer, store: Store, record: RunRecord | None, error: BaseException | None
     ) -> None:
-        record = record or _read(store)
-        now = datetime.now(UTC)
+        record, end = record or _read(store), _end(error)
         kept = trainer.checkpoint_callback
         best = None if kept is None else kept.best_model_score
-        record = record.model_copy(update={
+        record = record.model_copy(update=end | {
             "lineage": trainer.lineage.model_dump(mode="json"),
-            "state": _state(error),
-            "error": None if error is None else redact(f"{type(error).__name__}: {error}")[:MOST_ERROR],
-            "ended_at": now,
-            "seconds": record.seconds + (now - self._began).total_seconds(),
+            "seconds": record.seconds + (end["ended_at"] - self._began).total_seconds(),
             "epochs": trainer.epochs_done,
             "steps": trainer.global_step,
             "metrics": finite_or_none(trainer.callback_metrics),
@@ -117,10 +122,12 @@ class Records:
         write_plots(store, record)
 
 
-def _state(error: BaseException | None) -> str:
-    if error is None:
-        return "finished"
-    return "failed" if isinstance(error, Exception) else "interrupted"
+def _end(error: BaseException | None) -> dict[str, Any]:
+    ended: dict[str, Any] = {"state": "finished", "error": None, "ended_at": datetime.now(UTC)}
+    if error is not None:
+        ended["state"] = "failed" if isinstance(error, Exception) else "interrupted"
+        ended["error"] = redact(f"{type(error).__name__}: {error}")[:MOST_ERROR]
+    return ended
 
 
 def _here() -> dict[str, Any]:

@@ -27,7 +27,7 @@ def render_png(panels: list[Panel]) -> bytes:
     for index, panel in enumerate(panels):
         picture.paste(_drawn(draw(panel)), (width * (index % columns), height * (index // columns)))
     file = io.BytesIO()
-    picture.save(file, "PNG", compress_level=4)
+    picture.save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 

@@ -223,10 +223,8 @@ class MLFlowLogger(LibraryLogger):
         if uri is None:
             path = self._open_files(fetch=True).path
             uri = path.as_uri()
-            for run in path.glob(
-                "*/*/meta.yaml"
-            ):  # a run without one of these is none; object stores have no empty ones
-                for name in _DIRECTORIES:
+            for run in path.glob("*/*/meta.yaml"):
+                for name in _DIRECTORIES:  # without one of them it is no run; object stores have no empty ones
                     (run.parent / name).mkdir(exist_ok=True)
         from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient

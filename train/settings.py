@@ -11,7 +11,15 @@ from shipline.errors import ConfigError, unknown_name
 from shipline.plugins import known, load
 from shipline.store import absolute
 from shipline.train.accelerators import Accelerator
-from shipline.train.callbacks import Callback, EarlyStopping, ModelCheckpoint, ModelSummary, ProgressBar, Timer
+from shipline.train.callbacks import (
+    Callback,
+    EarlyStopping,
+    ModelCheckpoint,
+    ModelSummary,
+    ProgressBar,
+    RichProgressBar,
+    Timer,
+)
 from shipline.train.compiling import check_compile
 from shipline.train.configurable import Configurable
 from shipline.train.duration import Duration, seconds_of
@@ -60,7 +68,7 @@ class Settings(Configurable):
         num_sanity_val_steps: validation batches tried before training, to find mistakes early; -1: all.
         log_every_n_steps: optimizer steps between two records of what training steps log; 0: none.
         enable_checkpointing: add a ModelCheckpoint where `callbacks` has none.
-        enable_progress_bar: add a ProgressBar where `callbacks` has none.
+        enable_progress_bar: add a RichProgressBar where `callbacks` has no ProgressBar.
         enable_model_summary: add a ModelSummary where `callbacks` has none.
         accumulate_grad_batches: batches whose gradients are averaged into one optimizer step.
         gradient_clip_val: limit of the gradients before a step; default: none.
@@ -190,7 +198,7 @@ class Settings(Configurable):
             callbacks,
             None if max_time is None else Timer(max_time),
             ModelSummary if _or(enable_model_summary, on) else None,
-            ProgressBar if _or(enable_progress_bar, on) else None,
+            RichProgressBar if _or(enable_progress_bar, on) else None,
             ModelCheckpoint if _or(enable_checkpointing, on) and not fast_dev_run else None,
         )
         if overfit_batches:
@@ -329,7 +337,8 @@ def _callbacks(given: Any, timer: Callback | None, *defaults: type[Callback] | N
     if timer is not None:
         callbacks.append(timer)
     for default in defaults:
-        if default is not None and not any(isinstance(callback, default) for callback in callbacks):
+        kind: Any = ProgressBar if default is RichProgressBar else default
+        if default is not None and not any(isinstance(callback, kind) for callback in callbacks):
             callbacks.append(default())
     return ordered(callbacks)
 

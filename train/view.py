@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from shipline.train.callbacks import Callback, EarlyStopping, ModelCheckpoint, ProgressBar
+from shipline.train.callbacks import (
+    Callback,
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    ModelCheckpoint,
+    ProgressBar,
+)
 from shipline.train.data.limits import count_batches
 from shipline.train.lightning import FitLoop
 
@@ -169,8 +175,18 @@ class TrainerView:
         batches = count_batches(self.fit_data.feed, None) if self.fit_data.batches is None else self.fit_data.batches
         if batches is None:
             return math.inf if self.max_steps == -1 else self.max_steps
-        steps = math.ceil(batches / self.accumulate_grad_batches) * max(self.max_epochs, 1)
+        steps = sum(math.ceil(batches / self._accumulated(epoch)) for epoch in range(max(self.max_epochs, 1)))
         return steps if self.max_steps == -1 else min(self.max_steps, steps)
+
+    def _accumulated(self, epoch: int) -> int:
+        """How many batches make an optimizer step in that epoch."""
+        scheduler = next((c for c in self.callbacks if isinstance(c, GradientAccumulationScheduler)), None)
+        return self.accumulate_grad_batches if scheduler is None else scheduler.get_accumulate_grad_batches(epoch)
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, int]:
+        """Which share of the rows this worker trains on, as PyTorch's DistributedSampler takes it."""
+        return {"num_replicas": self.world_size, "rank": self.global_rank}
 
     # ---- what runs ---------------------------------------------------------------------------------------------------
 

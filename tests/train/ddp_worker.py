@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader
 from training import (
     Counting,
     Mlp,
+    Recorder,
     Scripted,
     bare_trainer,
     new_trainer,
@@ -42,7 +43,8 @@ import shipline as sl
 from docs import classes
 from shipline.checkpoint import open_checkpoint
 from shipline.errors import ConfigError
-from shipline.train import loops
+from shipline.train import BasePredictionWriter, SpikeDetection, ThroughputMonitor, loops
+from shipline.train.callbacks.spike import TrainingSpikeException
 from shipline.train.data import Loaders
 from shipline.train.run import RunDirectory
 from shipline.train.strategies import Strategy, pick_strategy
@@ -161,7 +163,12 @@ def stop(root: str, rank: int) -> list[Any]:
         trainer = new_trainer(root, max_epochs=9, callbacks=[stopping, keep], logger=False)
         fit(trainer, Differs(), numbers(4), numbers(4))
         found.append(
-            [trainer.epochs_done, stopping.best_score, trainer.callback_metrics[monitor].item(), keep.best_model_path]
+            [
+                trainer.epochs_done,
+                stopping.best_score.item(),
+                trainer.callback_metrics[monitor].item(),
+                keep.best_model_path,
+            ]
         )
     trainer = bare_trainer(max_epochs=9, callbacks=on_hook("on_train_epoch_end", ask))
     fit(trainer, Differs(), numbers(4))
@@ -324,6 +331,53 @@ def refused() -> str:
     return ""
 
 
+class Writes(BasePredictionWriter):
+    """Keeps which rows it was given."""
+
+    def __init__(self) -> None:
+        super().__init__("batch_and_epoch")
+        self.rows: list[Any] = []
+        self.all: Any = None
+
+    def write_on_batch_end(
+        self, trainer: Any, pl_module: Any, prediction: Any, batch_indices: Any, batch: Any, *where: int
+    ) -> None:
+        assert prediction.tolist() == [-float(index) for index in batch_indices]
+        self.rows.append((*where, batch_indices))
+
+    def write_on_epoch_end(self, trainer: Any, pl_module: Any, predictions: Any, batch_indices: Any) -> None:
+        self.all = batch_indices
+
+
+def callbacks(root: str, rank: int) -> list[Any]:
+    """What each worker writes of predictions, when it sees a spike that the second one has, and which rates it logs."""
+
+    class Negative(Scripted):
+        def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Any:
+            return -batch[0]
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return super().training_step(batch, batch_idx) * 0 + (90 if rank == 1 and batch_idx == 3 else 1)
+
+    writer = Writes()
+    data = Loaders(predict=[numbers(37, 4), numbers(3, 2)])
+    loops.predict(
+        bare_trainer(callbacks=writer), Negative(), data, pick_strategy("auto", dist.get_world_size()), keep=False
+    )
+    spikes, rates, log = (
+        SpikeDetection(exclude_batches_path=f"{root}/spikes"),
+        ThroughputMonitor(window_size=2),
+        Recorder(),
+    )
+    trainer = bare_trainer(max_epochs=1, logger=log, log_every_n_steps=1, callbacks=[rates, spikes])
+    try:
+        fit(trainer, Negative(), numbers(12))
+    except TrainingSpikeException:
+        names = sorted({name for _, values in log.rows for name in values})
+        return [writer.rows, writer.all, spikes.bad_batches, names]
+    return []
+
+
 def main(rank: int, world_size: int, directory: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -349,6 +403,7 @@ def main(rank: int, world_size: int, directory: str) -> None:
             "compiled": compiled(),
             "shares": shares(),
             "refused": refused(),
+            "callbacks": callbacks(directory, rank),
         }
         print(json.dumps(found))
     finally:

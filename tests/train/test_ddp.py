@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -111,3 +112,24 @@ def test_rows_are_shared_unless_the_loaders_do(found: list[dict[str, Any]]) -> N
 def test_batch_norm_over_all_workers_is_refused_on_the_cpu(found: list[dict[str, Any]]) -> None:
     for worker in found:
         assert "sync_batchnorm=True, which PyTorch can do on accelerators only" in worker["refused"]
+
+
+def test_each_row_that_is_predicted_is_written_once(found: list[dict[str, Any]]) -> None:
+    written = [tuple(batch) for worker in found for batch in worker["callbacks"][0]]
+    one_worker = [(batch, 0, list(range(37))[4 * batch : 4 * batch + 4]) for batch in range(10)]
+    one_worker += [(batch, 1, list(range(3))[2 * batch : 2 * batch + 2]) for batch in range(2)]
+    assert sorted(written, key=lambda batch: (batch[1], batch[0])) == one_worker
+    for worker in found:
+        rows, at_the_end = worker["callbacks"][:2]
+        assert at_the_end == [[indices for _, loader, indices in rows if loader == which] for which in (0, 1)]
+
+
+def test_all_workers_end_where_one_sees_a_spike(found: list[dict[str, Any]], directory: Path) -> None:
+    assert [worker["callbacks"][2] for worker in found] == [[2, 3], [2, 3]]
+    assert json.loads((directory / "spikes" / "skip_batches.json").read_text()) == [2, 3]
+
+
+def test_rates_are_those_of_all_workers_and_of_each(found: list[dict[str, Any]]) -> None:
+    first, second = (worker["callbacks"][3] for worker in found)
+    assert {"train/device/samples_per_sec", "train/samples_per_sec", "train/batches_per_sec"} <= set(first)
+    assert not any(name.startswith("train/") for name in second)

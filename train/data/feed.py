@@ -7,6 +7,7 @@ loaded; a loader with `state_dict` and `load_state_dict` goes there by itself; a
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -175,6 +176,14 @@ class Feed:
         self._generators.load_own_state(self._resumed["own"])
         self._resumed = None
 
+    def record_indices(self) -> None:
+        """Keep, from the next epoch on, the indices of the batches that are given; where they are known."""
+
+    @property
+    def batch_indices(self) -> list[Any] | None:
+        """The indices of the rows of the batch given last; None where nobody knows, or nobody asked to keep them."""
+        return None
+
     # ---- what differs between loaders --------------------------------------------------------------------------------
 
     def _begin(self) -> Iterator[Any]:
@@ -253,6 +262,19 @@ class MapFeed(Feed):
     def set_epoch(self, epoch: int) -> None:
         """Tell the samplers which epoch begins."""
         self._order.set_epoch(epoch)
+
+    def record_indices(self) -> None:
+        """Keep the indices; those of batches that come in another order than they were asked for are unknown."""
+        if self.loader.in_order or not self.loader.num_workers:
+            self._order.record = deque()
+
+    @property
+    def batch_indices(self) -> list[Any] | None:
+        """The indices of the rows of the batch given last."""
+        found = self._order.recorded(self.position - 1)
+        if found is None:
+            return None
+        return [found] if self.loader.batch_sampler is None else list(found)
 
     def _like(self, loader: DataLoader[Any]) -> DataLoader[Any]:
         """Return a loader like `loader`, in our order."""

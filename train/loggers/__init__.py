@@ -1,7 +1,7 @@
 """Where metrics go."""
 
-from shipline.train.loggers.base import Logger
-from shipline.train.loggers.csv import CSVLogger
+from shipline.train.loggers.csv_logs import CSVLogger
+from shipline.train.loggers.logger import Logger
 from shipline.train.loggers.mlflow import MLFlowLogger
 from shipline.train.loggers.tensorboard import TensorBoardLogger
 from shipline.train.loggers.wandb import WandbLogger

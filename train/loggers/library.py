@@ -11,8 +11,8 @@ from typing import Any
 from shipline.errors import ConfigError
 from shipline.plugins import missing_extra
 from shipline.store import Store
-from shipline.train.loggers.base import Logger
 from shipline.train.loggers.files import LibraryFiles
+from shipline.train.loggers.logger import Logger
 from shipline.train.loggers.place import Place
 
 logger = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class LibraryLogger(Logger, ABC):
     @property
     def version(self) -> str | int | None:
         """The version: that given, or that of the run."""
-        return self._place.version if self._place.version is not None else self._place.version_in(self._run)
+        return self._place.number(self._run)
 
     @property
     def save_dir(self) -> str | None:

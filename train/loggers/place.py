@@ -23,8 +23,8 @@ class Place:
         """
         if self.save_dir is not None:
             object.__setattr__(self, "save_dir", absolute(str(self.save_dir)))
-        for kind in ("name", "version"):
-            if isinstance(given := getattr(self, kind), str) and given:
+        for kind, given in (("experiment", self.name), ("version", self.version)):
+            if isinstance(given, str) and given:
                 check_name(kind, given)
 
     @property
@@ -52,6 +52,14 @@ class Place:
         if self.version is not None:
             return f"version_{self.version}" if isinstance(self.version, int) else self.version
         return "version_0" if run is None else _part(run.url, -1)
+
+    def number(self, run: Store | None) -> int | str | None:
+        """Return the version as Lightning says it: that given, or the N of `version_N`."""
+        if self.version is not None or (run is None and self.save_dir is None):
+            return self.version
+        name = self.version_in(run)
+        number = name.removeprefix("version_")
+        return int(number) if number != name and number.isdecimal() else name
 
 
 def _part(url: str, index: int) -> str:

@@ -14,7 +14,7 @@ import yaml
 from shipline.errors import ConfigError, NotFoundError, StoreError
 from shipline.runs import HPARAMS_FILE, METRICS_FILE
 from shipline.store import Store
-from shipline.train.loggers.base import Logger
+from shipline.train.loggers.logger import Logger
 from shipline.train.loggers.place import Place
 from shipline.train.loggers.values import numbers, plain_params
 
@@ -74,7 +74,7 @@ class CSVLogger(Logger):
     @property
     def version(self) -> str | int | None:
         """The version that was given, or that of the run."""
-        return self._place.version if self._place.version is not None else self._place.version_in(self._run)
+        return self._place.number(self._run)
 
     @property
     def log_dir(self) -> str | None:

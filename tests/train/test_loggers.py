@@ -173,7 +173,8 @@ def test_what_a_logger_calls_itself(tmp_path: Path, kind: str) -> None:
     make: Any = {"csv": CSVLogger, "tensorboard": TensorBoardLogger}[kind]
     within, apart, named = make(), make(str(tmp_path / "logs")), make(str(tmp_path / "logs"), "mine", 7)
     assert (within.name, within.version, within.log_dir, within.save_dir) == (None, None, None, None)
-    run = new_trainer(tmp_path, max_epochs=1, logger=[within, apart, named]).fit(Scripted([1.0]), numbers(1), numbers(1))
+    trainer = new_trainer(tmp_path, max_epochs=1, logger=[within, apart, named])
+    run = trainer.fit(Scripted([1.0]), numbers(1), numbers(1))
     logs = str(tmp_path / "logs")
     assert (within.name, within.version, within.log_dir, within.save_dir) == ("scripted", 0, run.url, None)
     assert (apart.name, apart.version, apart.log_dir, apart.save_dir) == (

@@ -92,7 +92,11 @@ def test_without_a_repository_a_commit_or_git(tmp_path: Path, monkeypatch: pytes
     found = look(tmp_path)
     assert found is not None
     assert (found.commit, found.changes, found.diff(10)) == (None, ("? x",), None)
-    monkeypatch.setattr(repository, "TIMEOUT_S", 0)
-    assert look(tmp_path) is None
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "git").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "bin" / "git").chmod(0o755)
+    monkeypatch.setattr(repository, "TIMEOUT_S", 0.05)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    assert look(tmp_path) is None  # on a file system that hangs
     monkeypatch.setenv("PATH", "")
     assert look(tmp_path) is None

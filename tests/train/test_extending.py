@@ -21,7 +21,6 @@ from strategy_conformance import StrategyConformance
 from torch import nn
 from training import Mlp, bare_trainer, new_trainer, train_loader, val_loader
 
-import shipline as sl
 from docs import blocks, classes
 from shipline.errors import ConfigError
 from shipline.store import open_store

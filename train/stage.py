@@ -14,8 +14,6 @@ import torch
 
 from shipline.checkpoint import Checkpoint
 from shipline.errors import TrainingError
-from shipline.lineage import without_secrets
-from shipline.train.run import CONFIG_FILE
 
 if TYPE_CHECKING:
     from shipline.train.data import DataModule
@@ -37,6 +35,7 @@ def prepared(
     """Set everything up for a stage and take it down again, whatever happens between."""
     with trainer.joined(module, data, stage, strategy), trainer.signals.handled():
         has_data = False
+        failure: BaseException | None = None
         try:
             _prepare_data(trainer)
             trainer.hooks.data("setup", stage)
@@ -48,14 +47,14 @@ def prepared(
             with _torch_modes(trainer):
                 yield
         except BaseException as error:
-            explained = _explained(error)
+            failure = explained = _explained(error)
             trainer.hooks("on_exception", explained)
             trainer.hooks.data("on_exception", explained)
             if explained is error:
                 raise
             raise explained from error
         finally:
-            _take_down(trainer, stage, has_data)
+            _take_down(trainer, stage, has_data, failure)
 
 
 def _prepare_data(trainer: Trainer) -> None:
@@ -66,7 +65,7 @@ def _prepare_data(trainer: Trainer) -> None:
     trainer.strategy.barrier()
 
 
-def _take_down(trainer: Trainer, stage: Stage, has_data: bool) -> None:
+def _take_down(trainer: Trainer, stage: Stage, has_data: bool, failure: BaseException | None) -> None:
     """Write what is to be written, first of all; then let everybody clean up."""
     with contextlib.ExitStack() as todo:
         todo.callback(trainer.accelerator.teardown)
@@ -75,9 +74,11 @@ def _take_down(trainer: Trainer, stage: Stage, has_data: bool) -> None:
         todo.callback(trainer.hooks, "teardown", stage)
         if has_data:
             todo.callback(trainer.hooks.data, "teardown", stage)
-        if trainer.is_global_zero and stage == "fit":
+        if trainer.is_global_zero:
+            if stage == "fit":
+                todo.push(lambda _kind, error, _trace: trainer.records.end(trainer, failure or error))
             for each in reversed(trainer.loggers):
-                todo.callback(each.finalize, "success" if trainer.succeeded else "failed")
+                todo.callback(each.finalize, "success" if failure is None else "failed")
                 todo.callback(each.save)
         todo.callback(trainer.fit_data.close)
         todo.callback(trainer.saver.writer.close)
@@ -108,19 +109,17 @@ _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 
 def begin_records(trainer: Trainer, resume: Checkpoint | None) -> None:
-    """Open the loggers and write down the settings."""
+    """Open the loggers, and begin to write down what the run is made of."""
     if not trainer.is_global_zero:
         return
-    if trainer.run_directory is not None and trainer.config:
-        import yaml
-
-        content = yaml.safe_dump(without_secrets(trainer.config), sort_keys=False).encode()
-        trainer.run_directory.store.write(CONFIG_FILE, content)
+    hparams = dict(trainer.module.hparams)
+    trainer.records.begin(trainer, hparams, resumed=resume is not None)
     for each in trainer.loggers:
         store = None if trainer.run_directory is None else trainer.run_directory.store
         each.open(store, trainer.progress.first_unlogged() if resume is not None else None)
-        if trainer.enable_autolog_hparams:
-            each.log_hyperparams(dict(trainer.module.hparams))
+        if trainer.enable_autolog_hparams and hparams:
+            each.log_hyperparams(hparams)
+        each.log_graph(trainer.module)
 
 
 def _explained(error: BaseException) -> BaseException:

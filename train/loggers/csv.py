@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import threading
 from typing import Any
 
-from shipline.errors import NotFoundError
+from shipline.errors import NotFoundError, StoreError
 from shipline.store import Store
 from shipline.train.loggers.base import Logger
+
+logger = logging.getLogger(__name__)
 
 FILE = "metrics.csv"
 
@@ -25,7 +28,7 @@ class CSVLogger(Logger):
         self._flush_every = flush_logs_every_n_steps
         self._run: Store | None = None
         self._rows: dict[int, dict[str, str]] = {}
-        self._unsaved = 0
+        self._unsaved, self._due = 0, flush_logs_every_n_steps
         self._kept: int | None = None
         self._lock = threading.Lock()
 
@@ -68,8 +71,16 @@ class CSVLogger(Logger):
         with self._lock:
             self._rows.setdefault(step, {}).update({name: repr(value) for name, value in metrics.items()})
             self._unsaved += 1
-        if self._unsaved >= self._flush_every:
+        if self._unsaved >= self._due:
+            self._flush()
+
+    def _flush(self) -> None:
+        """Write the rows so far, if that is possible now: a store that is away must not end training."""
+        try:
             self.save()
+        except StoreError as error:
+            self._due = self._unsaved + self._flush_every
+            logger.warning("%s The metrics are kept, and written later.", error)
 
     def save(self) -> None:
         """Write the file anew, whole: a reader never sees half a row, on any store."""
@@ -82,4 +93,4 @@ class CSVLogger(Logger):
             writer.writeheader()
             writer.writerows({"step": step, **row} for step, row in self._rows.items())
             self._run.write(FILE, text.getvalue().encode())
-            self._unsaved = 0
+            self._unsaved, self._due = 0, self._flush_every

@@ -86,7 +86,7 @@ def predict(
             trainer.hooks("on_predict_epoch_start")
             trainer.predictions = [[] for _ in trainer.sources] if keep else None
             with trainer.metrics.stage(None):
-                _run_steps(trainer, "predict")
+                run_steps(trainer, "predict")
             trainer.hooks("on_predict_epoch_end")
             trainer.hooks("on_predict_end")
         return trainer.predictions or []
@@ -101,7 +101,7 @@ def run(trainer: Trainer, name: Name, inference_mode: bool, most: int | None = N
         with collecting(trainer, stage):
             trainer.hooks(f"on_{name}_start")
             trainer.hooks(f"on_{name}_epoch_start")
-            _run_steps(trainer, name, most)
+            run_steps(trainer, name, most)
             results = reduced(trainer, reset=False)
         with collecting(trainer, stage):
             trainer.hooks(f"on_{name}_epoch_end")
@@ -125,7 +125,7 @@ def _has_step(trainer: Trainer, name: Name) -> bool:
     )
 
 
-def _run_steps(trainer: Trainer, name: Name, most: int | None = None) -> None:
+def run_steps(trainer: Trainer, name: Name, most: int | None = None) -> None:
     """Run the step `name` over each loader."""
     hooks, metrics, count = trainer.hooks, trainer.metrics, len(trainer.sources)
     step = trainer.compiled(step_of(trainer.module, f"{name}_step", 2 if count == 1 else 3))

@@ -53,11 +53,11 @@ def make_optimizers(trainer: Trainer) -> None:
     trainer.optimizers, trainer.schedules = parse_optimizers(returned, module.automatic_optimization)
     check_optimization(module, trainer.optimizers, trainer)
     trainer.loss_check = LossCheck(trainer)
-    trainer.loop_optimizers = [_for_steps(trainer, optimizer) for optimizer in trainer.optimizers]
+    trainer.loop_optimizers = [for_steps(trainer, optimizer) for optimizer in trainer.optimizers]
 
 
-def _for_steps(trainer: Trainer, optimizer: Optimizer) -> LoopOptimizer:
-    """What a training step gets as its optimizer: in manual optimization its steps are counted."""
+def for_steps(trainer: Trainer, optimizer: Optimizer) -> LoopOptimizer:
+    """Return what a training step gets as its optimizer: in manual optimization its steps are counted."""
     look = partial(trainer.hooks, "on_before_optimizer_step", optimizer)
     count = None if trainer.module.automatic_optimization else trainer.progress.count_step
     return LoopOptimizer(optimizer, trainer, look, count)

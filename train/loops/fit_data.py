@@ -99,6 +99,10 @@ class FitData:
         """Let the loaders' worker processes end; the numbers of batches stay."""
         self._feed = self._validation = None
 
+    def reload(self) -> None:
+        """Ask for the loaders again when they are needed next: they have become others."""
+        self._feed = self._validation = self.batches = None
+
     def renew(self) -> None:
         """At the beginning of an epoch, ask for the training loader again if it is time."""
         every, epoch = self._trainer.reload_dataloaders_every_n_epochs, self._trainer.progress.epochs_done

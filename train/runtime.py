@@ -150,11 +150,6 @@ class Runtime(Settings, TrainerView):
         self.accelerator.setup_device(self.device)
         self.strategy.root_device = self.device
 
-    @property
-    def succeeded(self) -> bool:
-        """Whether nothing has failed so far."""
-        return self.state.status not in ("failed", "interrupted")
-
     def move_module(self) -> None:
         """Bring the module, all of whose layers are made, to its precision and to the device."""
         self.precision_plugin.convert_module(self.module)

@@ -7,19 +7,21 @@ import logging
 import os
 import traceback
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import yaml
 
 from shipline.checkpoint import Checkpoint
-from shipline.errors import TrainingError
+from shipline.errors import StoreError, TrainingError
 from shipline.lineage import without_secrets
 from shipline.train.run import CONFIG_FILE
 
 if TYPE_CHECKING:
     from shipline.train.data import DataModule
+    from shipline.train.loggers import Logger
     from shipline.train.module import Module
     from shipline.train.strategies import Strategy
     from shipline.train.trainer import Trainer
@@ -38,6 +40,7 @@ def prepared(
     """Set everything up for a stage and take it down again, whatever happens between."""
     with trainer.joined(module, data, stage, strategy), trainer.signals.handled():
         has_data = False
+        failure: BaseException | None = None
         try:
             _prepare_data(trainer)
             trainer.hooks.data("setup", stage)
@@ -49,14 +52,14 @@ def prepared(
             with _torch_modes(trainer):
                 yield
         except BaseException as error:
-            explained = _explained(error)
+            failure = explained = _explained(error)
             trainer.hooks("on_exception", explained)
             trainer.hooks.data("on_exception", explained)
             if explained is error:
                 raise
             raise explained from error
         finally:
-            _take_down(trainer, stage, has_data)
+            _take_down(trainer, stage, has_data, failure)
 
 
 def _prepare_data(trainer: Trainer) -> None:
@@ -67,7 +70,7 @@ def _prepare_data(trainer: Trainer) -> None:
     trainer.strategy.barrier()
 
 
-def _take_down(trainer: Trainer, stage: Stage, has_data: bool) -> None:
+def _take_down(trainer: Trainer, stage: Stage, has_data: bool, failure: BaseException | None) -> None:
     """Write what is to be written, first of all; then let everybody clean up."""
     with contextlib.ExitStack() as todo:
         todo.callback(trainer.accelerator.teardown)
@@ -78,10 +81,20 @@ def _take_down(trainer: Trainer, stage: Stage, has_data: bool) -> None:
             todo.callback(trainer.hooks.data, "teardown", stage)
         if trainer.is_global_zero and stage == "fit":
             for each in reversed(trainer.loggers):
-                todo.callback(each.finalize, "success" if trainer.succeeded else "failed")
-                todo.callback(each.save)
+                todo.callback(each.finalize, "success" if failure is None else "failed")
+                todo.push(partial(_save, each, failure))
         todo.callback(trainer.fit_data.close)
         todo.callback(trainer.saver.writer.close)
+
+
+def _save(records: Logger, failure: BaseException | None, _kind: Any, error: BaseException | None, _trace: Any) -> None:
+    """Let a logger write what it has; what has ended the run is the error that is to be seen."""
+    try:
+        records.save()
+    except StoreError as late:
+        if failure is None and error is None:
+            raise
+        logger.error("%s", late)
 
 
 @contextlib.contextmanager

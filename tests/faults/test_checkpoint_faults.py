@@ -23,6 +23,8 @@ from shipline.errors import NotFoundError, TrainingError
 from shipline.store import open_store
 from shipline.train.checkpoints import writer
 
+pytestmark = pytest.mark.timeout(120)  # who waits for a store that never comes back
+
 ROOT = "faulty://runs"
 KEPT = f"{ROOT}/mlp/version_0/checkpoints"
 
@@ -67,7 +69,24 @@ def fit(*callbacks: Any, root: str = ROOT, ckpt_path: str | None = None, **optio
 
 
 def at_step(step: int, act: Callable[[], Any]) -> Any:
-    return on_hook("on_train_batch_end", lambda trainer, *_a: act() if trainer.global_step == step else None)
+    """A callback that acts after a step."""
+
+    def look(trainer: Any, *_arguments: Any) -> None:
+        if trainer.global_step == step:
+            act()
+
+    return on_hook("on_train_batch_end", look)
+
+
+def becomes_at_step(step: int, fault: Callable[[str, str], None]) -> Any:
+    """The fault begins after a step, when the checkpoints before it are written."""
+
+    def look(trainer: Any, *_arguments: Any) -> None:
+        if trainer.global_step == step:
+            trainer.saver.writer.wait()
+            becomes(fault)
+
+    return on_hook("on_train_batch_end", look)
 
 
 def committed() -> list[int]:
@@ -168,7 +187,7 @@ def test_training_goes_on_while_a_checkpoint_is_tried_again(
         becomes(fine)
 
     whole = fit(root=str(tmp_path))
-    module = fit(at_step(3, lambda: becomes(refuse)), at_step(5, back))
+    module = fit(becomes_at_step(3, refuse), at_step(5, back))
     assert seen == [2]  # of step 4 nothing was there in step 5
     assert committed() == [2, 4, 6, 8]
     assert same_weights(module, whole)
@@ -181,17 +200,31 @@ def committed_now() -> list[int]:
     return sorted(int(path.rpartition("step=")[2].partition("/")[0]) for path in paths)
 
 
-def test_metrics_are_kept_while_the_store_is_away(caplog: pytest.LogCaptureFixture) -> None:
+def test_metrics_are_kept_while_the_store_is_away() -> None:
     """A logger that cannot write now does so later, and the run goes on."""
     logger = sl.train.loggers.CSVLogger(flush_logs_every_n_steps=2)
     torch.manual_seed(0)
     trainer = new_trainer(
         ROOT, max_epochs=1, log_every_n_steps=1, enable_checkpointing=False, logger=logger,
-        callbacks=[at_step(1, lambda: becomes(away)), at_step(6, lambda: becomes(fine))],
+        callbacks=[becomes_at_step(1, away), becomes_at_step(6, fine)],
     )  # fmt: skip
     run = trainer.fit(Mlp(), train_loader(256))
     assert [row["step"] for row in metric_rows(str(run.url))] == [str(step) for step in range(8)]
-    assert "The metrics are kept, and written later." in caplog.text
+
+
+def test_the_error_that_ended_the_run_is_the_one_that_is_seen(caplog: pytest.LogCaptureFixture) -> None:
+    """Metrics that cannot be written any more are named in the log."""
+
+    def fail(trainer: Any, *_arguments: Any) -> None:
+        if trainer.global_step == 3:
+            trainer.saver.writer.wait()
+            becomes(away)
+            raise ValueError("the user's own")
+
+    with pytest.raises(ValueError, match="the user's own"):
+        fit(on_hook("on_train_batch_start", fail))
+    assert "metrics.csv: Connection reset by peer" in caplog.text
+    assert committed_now() == [2]
 
 
 # ---- it is slow ------------------------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-import yaml
 
 from shipline.checkpoint import Checkpoint
 from shipline.errors import StoreError, TrainingError
@@ -126,6 +125,8 @@ def begin_records(trainer: Trainer, resume: Checkpoint | None) -> None:
     if not trainer.is_global_zero:
         return
     if trainer.run_directory is not None and trainer.config:
+        import yaml
+
         content = yaml.safe_dump(without_secrets(trainer.config), sort_keys=False).encode()
         trainer.run_directory.store.write(CONFIG_FILE, content)
     for each in trainer.loggers:

@@ -275,6 +275,7 @@ class Runtime(Settings, TrainerView):
     def forget_metrics(self) -> None:
         """Forget all that was logged."""
         self.reduced_metrics.clear()
+        self.logged_metrics.clear()
         self.epoch_progress.clear()
         self.metrics.forget_steps()
 

@@ -7,16 +7,18 @@ import logging
 import os
 import traceback
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from shipline.checkpoint import Checkpoint
-from shipline.errors import TrainingError
+from shipline.errors import StoreError, TrainingError
 
 if TYPE_CHECKING:
     from shipline.train.data import DataModule
+    from shipline.train.loggers import Logger
     from shipline.train.module import Module
     from shipline.train.strategies import Strategy
     from shipline.train.trainer import Trainer
@@ -79,9 +81,19 @@ def _take_down(trainer: Trainer, stage: Stage, has_data: bool, failure: BaseExce
                 todo.push(lambda _kind, error, _trace: trainer.records.end(trainer, failure or error))
             for each in reversed(trainer.loggers):
                 todo.callback(each.finalize, "success" if failure is None else "failed")
-                todo.callback(each.save)
+                todo.push(partial(_save, each, failure))
         todo.callback(trainer.fit_data.close)
         todo.callback(trainer.saver.writer.close)
+
+
+def _save(records: Logger, failure: BaseException | None, _kind: Any, error: BaseException | None, _trace: Any) -> None:
+    """Let a logger write what it has; what has ended the run is the error that is to be seen."""
+    try:
+        records.save()
+    except StoreError as late:
+        if failure is None and error is None:
+            raise
+        logger.error("%s", late)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 
@@ -43,3 +44,14 @@ def wandb_offline(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     monkeypatch.setenv("WANDB_SILENT", "true")
     yield
     wandb.teardown()
+
+
+def quiet_lightning() -> Iterator[None]:
+    """Lightning's loggers say errors only, and are afterwards as they were."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch")]
+    levels = [each.level for each in loggers]
+    for each in loggers:
+        each.setLevel(logging.ERROR)
+    yield
+    for each, level in zip(loggers, levels, strict=True):
+        each.setLevel(level)

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from shipline.errors import ConfigError, IntegrityError, NotFoundError
@@ -115,6 +114,8 @@ class FoundRun:
         Raises:
             IntegrityError: it is damaged.
         """
+        import yaml  # its import takes time, and a run that begins needs none
+
         try:
             content = yaml.safe_load(self.store.read(file))
         except NotFoundError:

@@ -9,8 +9,6 @@ import threading
 from collections.abc import Iterable
 from typing import Any
 
-import yaml
-
 from shipline.errors import ConfigError, NotFoundError, StoreError
 from shipline.runs import HPARAMS_FILE, METRICS_FILE
 from shipline.store import Store
@@ -130,6 +128,8 @@ class CSVLogger(Logger):
         Raises:
             StoreError: it cannot be written; the rows stay in memory.
         """
+        import yaml  # its import takes time, and the first step needs none
+
         if self._store is None:
             return
         with self._writing:

@@ -12,7 +12,6 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from pydantic import ValidationError
 
 from shipline.errors import ExistsError, NotFoundError, ShiplineError
@@ -135,6 +134,8 @@ def _here() -> dict[str, Any]:
 
 
 def _yaml(content: dict[str, Any]) -> bytes:
+    import yaml  # its import takes time, and the first step needs none
+
     return yaml.safe_dump(without_secrets(content), sort_keys=False, allow_unicode=True).encode()
 
 

@@ -52,7 +52,7 @@ from shipline.errors import ConfigError, IntegrityError, TrainingError
         ({"accelerator": "gpuu"}, "'gpuu'"),
         ({"strategy": "dpd"}, r"'dpd'\. Did you mean 'ddp'"),
         ({"profiler": "advnced"}, r"'advnced'\. Did you mean 'advanced'"),
-        ({"logger": "tensorboard"}, "logger"),
+        ({"logger": "tensorbord"}, "Unknown logger 'tensorbord'. Did you mean 'tensorboard'"),
         ({"barebones": True, "enable_checkpointing": True}, "barebones=True, which leaves out enable_checkpointing"),
     ],
     ids=str,

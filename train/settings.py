@@ -39,8 +39,9 @@ class Settings(Configurable):
         workers: processes that train together; default: `devices` times `num_nodes`. One runs here; more run as Ray
             actors.
         precision: "64-true", "32-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed" or "fp8"; 64, 32, 16, "bf16".
-        logger: where metrics go; True is a CSV file in the run's directory, False is nowhere.
-        callbacks: what acts at the hooks of the run, in order.
+        logger: where metrics go: Loggers, or their names (`shipline list loggers`); True is a CSV file in the run's
+            directory, False is nowhere.
+        callbacks: what acts at the hooks of the run, in order: Callbacks, or their names (`shipline list callbacks`).
         fast_dev_run: try everything with so many batches (True: 1) and write nothing: no loggers, no checkpoints.
         max_epochs: epochs after which to stop; -1: no limit; default: 1000 where nothing else limits the fit.
         min_epochs: epochs that are trained whatever asks to stop.
@@ -88,8 +89,8 @@ class Settings(Configurable):
         num_nodes: int = 1,
         workers: int | None = None,
         precision: int | str | None = None,
-        logger: bool | Logger | Sequence[Logger] | None = None,
-        callbacks: Sequence[Callback] | Callback | None = None,
+        logger: bool | str | Logger | Sequence[str | Logger] | None = None,
+        callbacks: Sequence[str | Callback] | str | Callback | None = None,
         fast_dev_run: bool | int = False,
         max_epochs: int | None = None,
         min_epochs: int | None = None,
@@ -178,11 +179,11 @@ class Settings(Configurable):
         #: A Strategy, or the name of one; what runs is `strategy`.
         self.strategy_setting = strategy
         self._plugins = [plugins] if isinstance(plugins, Precision) else list(plugins or ())
-        self.profiler = _profiler(profiler)
+        self.profiler: Profiler | None = _made("profiler", profiler)
         self.loggers = _loggers(on if logger is None else logger)
         self.callbacks = _callbacks(
             callbacks,
-            None if max_time is None else Timer(max_time),
+            None if max_time is None else Timer(timedelta(seconds=seconds_of("max_time", max_time))),
             ModelSummary if _or(enable_model_summary, on) else None,
             ProgressBar if _or(enable_progress_bar, on) else None,
             ModelCheckpoint if _or(enable_checkpointing, on) and not fast_dev_run else None,
@@ -312,23 +313,23 @@ def _precision_name(precision: int | str | None) -> str:
     return name
 
 
-def _profiler(given: Profiler | str | None) -> Profiler | None:
-    if isinstance(given, str):
-        made: Profiler = load("profiler", given)()
-        return made
-    return given
-
-
-def _loggers(given: bool | Logger | Iterable[Logger]) -> list[Logger]:
-    """Return the loggers: True is the CSV file, False is none."""
+def _loggers(given: bool | str | Logger | Iterable[str | Logger]) -> list[Logger]:
+    """Return the loggers: True is the CSV file, False is none; of a name, the plug-in."""
     if isinstance(given, bool):
         return [CSVLogger()] if given else []
-    return [as_logger(item) for item in (given if isinstance(given, list | tuple) else [given])]
+    items = given if isinstance(given, list | tuple) else [given]
+    return [as_logger(_made("logger", item)) for item in items]
+
+
+def _made(kind: str, item: Any) -> Any:
+    """The plug-in that a name stands for; what is none stays."""
+    return load(kind, item)() if isinstance(item, str) else item
 
 
 def _callbacks(given: Any, timer: Callback | None, *defaults: type[Callback] | None) -> list[Callback]:
     """Return the callbacks in the order in which they are called, with those that are on by default."""
-    callbacks = [as_callback(item) for item in (given if isinstance(given, list | tuple) else [given] if given else [])]
+    items = given if isinstance(given, list | tuple) else [given] if given else []
+    callbacks = [as_callback(_made("callback", item)) for item in items]
     if timer is not None:
         callbacks.append(timer)
     for default in defaults:

@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
 from rich.table import Table
 
 from shipline.artifact import Artifact
 from shipline.checkpoint import Checkpoint, open_checkpoint
 from shipline.commands.console import console, split_positional
 from shipline.commands.train import train_parser
-from shipline.config import build, new_parser, parse
+from shipline.config import build, new_parser, parse, read_sources
 from shipline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -85,8 +85,9 @@ def trusted_config(checkpoint: Checkpoint) -> str:
 
 def named_by(config: str) -> tuple[Callable[..., Any], DataModule]:
     """Return the module's class and the data that a training configuration names."""
-    parser = train_parser("export", "")
-    settings: Namespace = parse(parser, [], config)
+    sources = read_sources([], config)
+    parser = train_parser("export", "", sources)
+    settings = parse(parser, sources)
     module_class = _imported(settings.module.class_path)
     data = build(parser, settings).data
     return module_class, data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser, Namespace
 
 from shipline.commands.console import console, split_positional
-from shipline.config import build, new_parser, parse, plain
+from shipline.commands.trainer_options import add_trainer, import_named
+from shipline.config import Sources, build, dumped, new_parser, parse, read_sources
 
 if TYPE_CHECKING:
     from shipline.train import Run, Trainer
@@ -17,31 +19,39 @@ if TYPE_CHECKING:
 
 def run(arguments: Sequence[str]) -> None:
     """Train as the file and the options say."""
-    parser = train_parser("train", "Train a module. The first argument may be a YAML file; options override it.")
     config, rest = split_positional(arguments)
-    settings = parse(parser, rest, config)
-    finished = fit(instantiate(parser, settings, settings.seed_everything), settings, config)
+    sources = read_sources(rest, config, os.environ)
+    parser = train_parser(
+        "train", "Train a module. The first argument may be a YAML file; options override it.", sources
+    )
+    settings = parse(parser, sources)
+    finished = fit(instantiate(parser, settings, settings.seed_everything), dumped(parser, settings), sources)
     if finished.best_url is not None and finished.url is not None:
         experiment = finished.url.rpartition("/")[0]
         console.print(f"Best checkpoint: {finished.best_url}", highlight=False, soft_wrap=True)
         console.print(f"Next: shipline export {experiment}/best --to models/NAME", highlight=False, soft_wrap=True)
 
 
-def train_parser(command: str, description: str) -> ArgumentParser:
+def train_parser(command: str, description: str, sources: Sources) -> ArgumentParser:
     """Return the parser of what makes a run: module, data, trainer, seed."""
-    from shipline.train import DataModule, Module, Trainer
+    from shipline.train import DataModule, Module
+    from shipline.train.accepted import foreign
 
+    import_named(sources.words)
     parser = new_parser(command, description)
     parser.add_argument("--seed_everything", type=int | None, default=None, help="Seed of every generator.")
     parser.add_argument("--import_path", type=list[str], default=[], help="More directories to import modules from.")
     parser.add_argument(
         "--ckpt_path", type=str | None, default=None, help="Checkpoint to go on from; or 'last' or 'best'."
     )
-    parser.add_subclass_arguments(Module, "module", required=True, help="Your Module: its class path and arguments.")
     parser.add_subclass_arguments(
-        DataModule, "data", required=True, help="Your DataModule: its class path and arguments."
+        (Module, foreign("LightningModule")), "module", required=True, help="Your Module: its class path and arguments."
     )
-    parser.add_class_arguments(Trainer, "trainer")
+    parser.add_subclass_arguments(
+        (DataModule, foreign("LightningDataModule")), "data", required=True,
+        help="Your DataModule: its class path and arguments.",
+    )  # fmt: skip
+    add_trainer(parser)
     return parser
 
 
@@ -54,9 +64,9 @@ def instantiate(parser: ArgumentParser, settings: Namespace, seed: int | None) -
     return build(parser, settings)
 
 
-def fit(objects: Any, settings: Namespace, config: str | None) -> Run:
-    """Train with the objects made from the settings, which come from the file `config`."""
-    here = [] if config is None else [str(Path(config).parent.absolute())]
+def fit(objects: Any, settings: dict[str, Any], sources: Sources) -> Run:
+    """Train with the objects made from the settings."""
     trainer: Trainer = objects.trainer
-    trainer.config = plain(settings) | {"import_path": [*settings.import_path, *here]}
-    return trainer.fit(objects.module, datamodule=objects.data, ckpt_path=settings.ckpt_path)
+    where = [*sources.directories, Path.cwd()]
+    trainer.config = settings | {"import_path": list(dict.fromkeys(str(path.absolute()) for path in where))}
+    return trainer.fit(objects.module, datamodule=objects.data, ckpt_path=settings["ckpt_path"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from jsonargparse import ActionParser, ArgumentParser, Namespace
@@ -11,21 +12,19 @@ from shipline.commands.console import split_positional
 from shipline.commands.export import add_export_options, show_verdicts
 from shipline.commands.serve import log_to_terminal
 from shipline.commands.train import fit, instantiate, train_parser
-from shipline.config import new_parser, parse
+from shipline.config import Sources, dumped, new_parser, parse, read_sources
 from shipline.errors import ConfigError
 
 
 def run(arguments: Sequence[str]) -> None:
     """Train, export, and serve until a signal."""
     config, rest = split_positional(arguments)
-    parser = up_parser()
-    if config is None:
-        if {"-h", "--help"} & set(rest):
-            parser.print_help()
-            return
+    sources = read_sources(rest, config, os.environ)
+    parser = up_parser(sources)
+    if not sources.files and not {"-h", "--help"} & set(rest):
         raise ConfigError("From which file? Give it first, such as: shipline up shipline.yaml")
-    settings = parse(parser, rest, config)
-    artifact = publish(parser, settings, config)
+    settings = parse(parser, sources)
+    artifact = publish(parser, settings, sources)
     show_verdicts(artifact)
     log_to_terminal()
     from shipline.plugins import load_target
@@ -33,22 +32,22 @@ def run(arguments: Sequence[str]) -> None:
     load_target("shipline.serve.server:serve")(artifact.url, host=settings.serve.host, port=settings.serve.port)
 
 
-def up_parser() -> ArgumentParser:
+def up_parser(sources: Sources) -> ArgumentParser:
     """Return the parser of the whole file."""
     parser = new_parser("up", "Train, export and serve, as a YAML file, given first, says; options override it.")
     export = ArgumentParser()
     add_export_options(export)
-    parser.add_argument("--train", action=ActionParser(parser=train_parser("up", "")))
+    parser.add_argument("--train", action=ActionParser(parser=train_parser("up", "", sources)))
     parser.add_argument("--export", action=ActionParser(parser=export))
     parser.add_argument("--serve.host", type=str, default="127.0.0.1", help="Address to listen on.")
     parser.add_argument("--serve.port", type=int, default=8000, help="Port to listen on; 0 is any free one.")
     return parser
 
 
-def publish(parser: ArgumentParser, settings: Namespace, config: str) -> Artifact:
-    """Train and export as the settings, which come from the file `config`, say."""
+def publish(parser: ArgumentParser, settings: Namespace, sources: Sources) -> Artifact:
+    """Train and export as the settings say."""
     from shipline.compose import export
 
     objects = instantiate(parser, settings, settings.train.seed_everything)
-    finished = fit(objects.train, settings.train, config)
+    finished = fit(objects.train, dumped(parser, settings)["train"], sources)
     return export(finished, objects.export.recipe, to=settings.export.to, version=settings.export.version)

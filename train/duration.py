@@ -13,6 +13,7 @@ Duration = str | timedelta | dict[str, Any]
 
 _UNITS = ("weeks", "days", "hours", "minutes", "seconds", "milliseconds", "microseconds")
 _CLOCK = re.compile(r"(\d+):(\d\d?):(\d\d?):(\d\d?)")
+_PRINTED = re.compile(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")  # as str(timedelta) has it
 
 
 def seconds_of(name: str, duration: Duration) -> float:
@@ -21,8 +22,9 @@ def seconds_of(name: str, duration: Duration) -> float:
     Raises:
         ConfigError: it is none; the message says which option `name` it was given for.
     """
-    if isinstance(duration, str) and (found := _CLOCK.fullmatch(duration.strip())):
-        days, hours, minutes, seconds = map(int, found.groups())
+    text = duration.strip() if isinstance(duration, str) else ""
+    if found := _CLOCK.fullmatch(text) or _PRINTED.fullmatch(text):
+        days, hours, minutes, seconds = (float(part or 0) for part in found.groups())
         duration = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
     if isinstance(duration, dict):
         for unit in duration:

@@ -15,6 +15,7 @@ from shipline.lineage import Lineage
 from shipline.plugins import load
 from shipline.train.accelerators import pick_accelerator
 from shipline.train.checkpoints.save import Saver
+from shipline.train.described import Description
 from shipline.train.hooks import Hooks
 from shipline.train.lightning import attach, detach
 from shipline.train.loops.fit_data import FitData
@@ -73,6 +74,7 @@ class Runtime(Settings, TrainerView):
         self.state = State()
         self.run_directory: RunDirectory | None = None
         self.lineage = Lineage()
+        self.description = Description()
         self.optimizers: list[Optimizer] = []
         self.loop_optimizers: list[Any] = []
         self.schedules: list[Schedule] = []

@@ -8,11 +8,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 import torch
-import yaml
 
 from shipline.checkpoint import Checkpoint
 from shipline.errors import TrainingError
-from shipline.lineage import without_secrets
 from shipline.train.run import CONFIG_FILE
 
 if TYPE_CHECKING:
@@ -100,9 +98,8 @@ def begin_records(trainer: Trainer, resume: Checkpoint | None) -> None:
     """Open the loggers and write down the settings."""
     if not trainer.is_global_zero:
         return
-    if trainer.run_directory is not None and trainer.config:
-        content = yaml.safe_dump(without_secrets(trainer.config), sort_keys=False).encode()
-        trainer.run_directory.store.write(CONFIG_FILE, content)
+    if trainer.run_directory is not None:
+        trainer.run_directory.store.write(CONFIG_FILE, trainer.description.to_yaml())
     for each in trainer.loggers:
         store = None if trainer.run_directory is None else trainer.run_directory.store
         each.open(store, trainer.progress.first_unlogged() if resume is not None else None)

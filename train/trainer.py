@@ -13,6 +13,7 @@ from shipline.store import absolute, join, open_store
 from shipline.train import checkpoints, loops
 from shipline.train.accelerators import pick_accelerator
 from shipline.train.data.adopt import as_data
+from shipline.train.described import Description, described
 from shipline.train.lightning import as_module, attach, detach
 from shipline.train.run import Run, RunDirectory
 from shipline.train.runtime import Runtime
@@ -58,9 +59,10 @@ class Trainer(Runtime):
         pick_accelerator(self._accelerator)  # before anything is written
         self.reset()
         resume = self._find_checkpoint(ckpt_path, module)
+        self.description = Description(self.config) if self.config else described(self, module, data)
         self.lineage = Lineage(
             **describe_code(_directory_of(type(module))),
-            config=publishable(self.config),
+            config=publishable(self.description.content),
             seed=current_seed(),
             world_size=self.workers,
         )

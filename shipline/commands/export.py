@@ -14,6 +14,7 @@ from shipline.checkpoint import Checkpoint, open_checkpoint
 from shipline.commands.console import console, split_positional
 from shipline.commands.train import train_parser
 from shipline.config import build, new_parser, parse, read_sources
+from shipline.config.files import read_file
 from shipline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -70,13 +71,14 @@ def trusted_config(checkpoint: Checkpoint) -> str:
         ConfigError: it is remote, or there is none. Text that comes from elsewhere does not choose which code runs.
     """
     config = Path(checkpoint.store.url).parent.parent / "config.yaml"
-    if "://" not in checkpoint.store.url and config.is_file():
+    if "://" in checkpoint.store.url:
+        why = "its run's configuration is not on this machine"
+    elif not config.is_file():
+        why = "its run has no config.yaml"
+    elif not {"module", "data"} <= read_file(str(config)).content.keys():
+        why = "its run's config.yaml does not hold all of module and data"
+    else:
         return str(config)
-    why = (
-        "its run's configuration is not on this machine"
-        if "://" in checkpoint.store.url
-        else "its run has no config.yaml"
-    )
     raise ConfigError(
         f"Which class is {checkpoint} of? It says {checkpoint.manifest.module!r}, but {why}, and text in a checkpoint "
         "is not trusted to choose code. Give the training's file: --run_config train.yaml"

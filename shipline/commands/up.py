@@ -10,8 +10,9 @@ from jsonargparse import ActionParser, ArgumentParser, Namespace
 from shipline.artifact import Artifact
 from shipline.commands.console import split_positional
 from shipline.commands.export import add_export_options, show_verdicts
+from shipline.commands.links import add_links, check_links
 from shipline.commands.serve import log_to_terminal
-from shipline.commands.train import fit, instantiate, train_parser
+from shipline.commands.train import PRECEDENCE, add_run_options, fit, instantiate
 from shipline.config import Sources, dumped, new_parser, parse, read_sources
 from shipline.errors import ConfigError
 
@@ -24,6 +25,7 @@ def run(arguments: Sequence[str]) -> None:
     if not sources.files and not {"-h", "--help"} & set(rest):
         raise ConfigError("From which file? Give it first, such as: shipline up shipline.yaml")
     settings = parse(parser, sources)
+    check_links(settings.train, sources, "train")
     artifact = publish(parser, settings, sources)
     show_verdicts(artifact)
     log_to_terminal()
@@ -34,13 +36,15 @@ def run(arguments: Sequence[str]) -> None:
 
 def up_parser(sources: Sources) -> ArgumentParser:
     """Return the parser of the whole file."""
-    parser = new_parser("up", "Train, export and serve, as a YAML file, given first, says; options override it.")
-    export = ArgumentParser()
+    parser = new_parser("up", f"Train, export and serve, as a YAML file, given first, says. {PRECEDENCE}")
+    train, export = ArgumentParser(), ArgumentParser()
+    add_run_options(train, sources)
     add_export_options(export)
-    parser.add_argument("--train", action=ActionParser(parser=train_parser("up", "", sources)))
+    parser.add_argument("--train", action=ActionParser(parser=train))
     parser.add_argument("--export", action=ActionParser(parser=export))
     parser.add_argument("--serve.host", type=str, default="127.0.0.1", help="Address to listen on.")
     parser.add_argument("--serve.port", type=int, default=8000, help="Port to listen on; 0 is any free one.")
+    add_links(parser, sources, "train")
     return parser
 
 
@@ -49,5 +53,5 @@ def publish(parser: ArgumentParser, settings: Namespace, sources: Sources) -> Ar
     from shipline.compose import export
 
     objects = instantiate(parser, settings, settings.train.seed_everything)
-    finished = fit(objects.train, dumped(parser, settings)["train"], sources)
+    finished = fit(objects.train, dumped(parser, settings)["train"], sources, "--train.ckpt_path")
     return export(finished, objects.export.recipe, to=settings.export.to, version=settings.export.version)

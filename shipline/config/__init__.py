@@ -4,7 +4,8 @@
 `places` where.
 """
 
+from shipline.config.mistakes import arguments_of
 from shipline.config.parser import build, dumped, import_from, new_parser, parse
 from shipline.config.sources import Sources, read_sources
 
-__all__ = ["Sources", "build", "dumped", "import_from", "new_parser", "parse", "read_sources"]
+__all__ = ["Sources", "arguments_of", "build", "dumped", "import_from", "new_parser", "parse", "read_sources"]

@@ -82,7 +82,7 @@ def _unknown(found: re.Match[str], message: str, chain: tuple[str, ...], parser:
     if owners:
         line = message[found.start() :].partition("\n")[0]
         owner = _CALLABLE_CLASS.search(line)
-        known = [*_arguments(owner[1] if owner else owners[-1]), "class_path", "init_args"]
+        known = [*arguments_of(owner[1] if owner else owners[-1]), "class_path", "init_args"]
         keys = tuple(part for key in dict.fromkeys(_KEY.findall(message[: found.start()])) for part in key.split("."))
         return _mistaken(keys, found["name"].partition(".")[0], known)
     if found["argument"]:
@@ -127,8 +127,8 @@ def option_names(parser: ArgumentParser) -> list[str]:
     return [action.dest for action in actions if action.option_strings and "=" not in action.dest]
 
 
-def _arguments(class_path: str) -> list[str]:
-    """The arguments of a class, those that it passes on to others included."""
+def arguments_of(class_path: str) -> list[str]:
+    """Return the arguments of a class, those that it passes on to others included."""
     return option_names(_parser_of(class_path))
 
 
@@ -155,7 +155,7 @@ def _wrong_class(message: str, chain: tuple[str, ...], parser: ArgumentParser) -
     if found := _NO_CLASS_PATH.search(message):
         return _mistaken(chain, found[1], ("class_path", "init_args"))
     block = _innermost(message)
-    if found := _NO_SUBCLASS.search(block):
+    if (found := _NO_SUBCLASS.search(block)) and not _CLASS_PATH.search(block):
         given = found[1] or _given(block)
         return Mistake(chain, f"{given} is no subclass of {found[2]}.", given)
     return None

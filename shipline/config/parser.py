@@ -19,7 +19,7 @@ from shipline.config.sources import Sources, Variable, read_sources, variable_of
 from shipline.errors import ConfigError
 from shipline.store import redact
 
-_WRAPPED = ("Does not validate against", "Problem with given class_path")
+_WRAPPED = ("Does not validate against", "Problem with given class_path", "Call to compute_fn of link")
 
 
 def new_parser(command: str, description: str) -> ArgumentParser:

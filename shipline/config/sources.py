@@ -69,12 +69,10 @@ class Sources:
         return {word for text in texts for word in _WORD.findall(text)}
 
     def section(self, key: str) -> dict[str, Any]:
-        """Return a dotted section of the files, later ones over earlier ones, before anything is checked."""
+        """Return a section of the files, or all of them, later ones over earlier ones, before anything is checked."""
         merged: dict[str, Any] = {}
         for file in self.files:
-            found: Any = file.content
-            for part in key.split("."):
-                found = found.get(part) if isinstance(found, dict) else None
+            found = file.content.get(key) if key else file.content
             merged |= found if isinstance(found, dict) else {}
         return merged
 

@@ -12,6 +12,7 @@ from rich.table import Table
 from shipline.artifact import Artifact
 from shipline.checkpoint import Checkpoint, open_checkpoint
 from shipline.commands.console import console, split_positional
+from shipline.commands.links import check_links
 from shipline.commands.train import train_parser
 from shipline.config import build, new_parser, parse, read_sources
 from shipline.config.files import read_file
@@ -32,7 +33,7 @@ def run(arguments: Sequence[str]) -> None:
             "Which checkpoint? Give its URL first, such as: shipline export runs/digits/best --to models/digits"
         )
     checkpoint = open_checkpoint(url)
-    module, data = named_by(settings.run_config or trusted_config(checkpoint))
+    module, data = named_by(settings.run_config or trusted_config(checkpoint), checkpoint)
     artifact = export(
         checkpoint, settings.recipe.as_dict(), to=settings.to, module=module, data=data, version=settings.version
     )
@@ -85,22 +86,17 @@ def trusted_config(checkpoint: Checkpoint) -> str:
     )
 
 
-def named_by(config: str) -> tuple[Callable[..., Any], DataModule]:
-    """Return the module's class and the data that a training configuration names."""
+def named_by(config: str, checkpoint: Checkpoint) -> tuple[Callable[..., Any], DataModule]:
+    """Return what makes the module, and the data, that a training configuration names."""
+    from shipline.compose import same_again
+    from shipline.train.data.adopt import as_data
+
     sources = read_sources([], config)
     parser = train_parser("export", "", sources)
     settings = parse(parser, sources)
-    module_class = _imported(settings.module.class_path)
-    data = build(parser, settings).data
-    return module_class, data
-
-
-def _imported(class_path: str) -> Callable[..., Any]:
-    import importlib
-
-    module, _, name = class_path.rpartition(".")
-    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return found
+    check_links(settings, sources)
+    objects = build(parser, settings)
+    return same_again(objects.module, checkpoint), as_data(objects.module, objects.data)
 
 
 def show_verdicts(artifact: Artifact) -> None:

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import fsspec
 import pytest
-from helpers import S3_SECRET, children, free_port, listens, wait_until
+from helpers import S3_SECRET, Install, children, free_port, listens, wait_until
 from hypothesis import settings
+
+from shipline import plugins
 
 # The parts, and torch.export, set these for the rest of the process; set here, so that no test seems to leave them.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -67,6 +69,25 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "memory":
         return f"memory://{uuid.uuid4().hex}/store"
     return f"{request.getfixturevalue('s3')}/store"
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """Install a package with these entry points and a module `ext_plugins` of this source; gone at the end."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+
+    def write(entry_points: str, source: str) -> None:
+        info = tmp_path / "ext_plugins-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: ext-plugins\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(entry_points)
+        (tmp_path / "ext_plugins.py").write_text(source)
+        plugins.known.cache_clear()
+
+    yield write
+    plugins.known.cache_clear()
+    sys.modules.pop("ext_plugins", None)
 
 
 def root_logger() -> tuple[int, list[logging.Handler]]:

@@ -3,26 +3,77 @@
 if __name__ != "shipline.train":  # a bare `import train` from the repository's root would make a second copy of it all
     raise ImportError("This package is shipline.train; its folder is not meant to be imported as 'train'.")
 
-from shipline.train.callbacks import Callback, EarlyStopping, ModelCheckpoint, ModelSummary, ProgressBar, Timer
+from shipline.train.callbacks import (
+    BackboneFinetuning,
+    BaseFinetuning,
+    BasePredictionWriter,
+    BatchSizeFinder,
+    Callback,
+    DeviceStatsMonitor,
+    EarlyStopping,
+    EMAWeightAveraging,
+    GradientAccumulationScheduler,
+    LambdaCallback,
+    LearningRateFinder,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    ModelPruning,
+    ModelSummary,
+    OnExceptionCheckpoint,
+    OnlineEvaluator,
+    ProgressBar,
+    QuantizationAwareTraining,
+    RichModelSummary,
+    RichProgressBar,
+    SpikeDetection,
+    StochasticWeightAveraging,
+    ThroughputMonitor,
+    Timer,
+    TQDMProgressBar,
+    WeightAveraging,
+)
 from shipline.train.data import DataModule
 from shipline.train.loggers import CSVLogger, Logger
 from shipline.train.module import Module
 from shipline.train.run import Run
 from shipline.train.seed import seed_everything
 from shipline.train.trainer import Trainer
+from shipline.train.tuner import Tuner
 
 __all__ = [
+    "BackboneFinetuning",
+    "BaseFinetuning",
+    "BasePredictionWriter",
+    "BatchSizeFinder",
     "CSVLogger",
     "Callback",
     "DataModule",
+    "DeviceStatsMonitor",
+    "EMAWeightAveraging",
     "EarlyStopping",
+    "GradientAccumulationScheduler",
+    "LambdaCallback",
+    "LearningRateFinder",
+    "LearningRateMonitor",
     "Logger",
     "ModelCheckpoint",
+    "ModelPruning",
     "ModelSummary",
     "Module",
+    "OnExceptionCheckpoint",
+    "OnlineEvaluator",
     "ProgressBar",
+    "QuantizationAwareTraining",
+    "RichModelSummary",
+    "RichProgressBar",
     "Run",
+    "SpikeDetection",
+    "StochasticWeightAveraging",
+    "TQDMProgressBar",
+    "ThroughputMonitor",
     "Timer",
     "Trainer",
+    "Tuner",
+    "WeightAveraging",
     "seed_everything",
 ]

@@ -19,7 +19,6 @@ from shipline.train.configurable import Configurable
 from shipline.train.seed import current_seed
 
 if TYPE_CHECKING:
-    from shipline.train.data import DataModule
     from shipline.train.trainer import Trainer
 
 
@@ -45,17 +44,17 @@ class Description:
         return (comments + yaml.safe_dump(without_secrets(self.content), sort_keys=False)).encode()
 
 
-def described(trainer: Trainer, module: Any, data: DataModule) -> Description:
-    """Return the Trainer's options that are no defaults, and module and data where their arguments are plain data."""
+def described(trainer: Trainer, parts: dict[str, Any]) -> Description:
+    """Return the Trainer's options that are no defaults, and its module and data where their arguments are plain."""
     content: dict[str, Any] = {"seed_everything": current_seed()}
     missing: list[str] = []
-    for name, value in (("module", module), ("data", data.adopted)):
+    for name, value in parts.items():
         try:
             content[name] = _made_again(value)
         except NotPlainError as error:
             missing.append(f"{name}: {error}")
     content["trainer"] = _options(trainer, missing)
-    roots = [root for value in (module, data.adopted) if (root := _root(type(value))) is not None]
+    roots = [root for value in parts.values() if (root := _root(type(value))) is not None]
     return Description(content | {"import_path": list(dict.fromkeys(roots))}, tuple(missing))
 
 

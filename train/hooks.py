@@ -190,7 +190,7 @@ class Hooks:
         module: Module,
         callbacks: Sequence[Callback],
         data: DataModule,
-        profiler: Profiler | None = None,
+        profiler: Profiler,
     ) -> None:
         self._owner = (trainer, module)
         self._data = data
@@ -205,10 +205,14 @@ class Hooks:
             hook(*arguments)
         return bool(found)
 
-    def data(self, name: str, *arguments: Any) -> None:
-        """Call a hook of the DataModule."""
+    def data(self, name: str, *arguments: Any) -> Any:
+        """Call a hook of the DataModule; return what it returns."""
         hook = self.profiled(f"[DataModule]{type(self._data).__name__}.{name}", getattr(self._data, name))
-        hook(*arguments)
+        return hook(*arguments)
+
+    def method(self, name: str) -> Hook:
+        """Return a method of the module's that nobody but it has."""
+        return self.profiled(f"[Module]{type(self._owner[1]).__name__}.{name}", getattr(self._owner[1], name))
 
     def of(self, name: str) -> list[Hook]:
         """Return the functions behind the hook `name`: what a hot loop calls directly."""
@@ -216,7 +220,7 @@ class Hooks:
             module = self._owner[1]
             hooks = self._of_callbacks(name, [c for c in self._callbacks if not _is_late(c, name)])
             if hasattr(ModuleHooks, name) and overrides(module, name):
-                hooks.append(self.profiled(f"[Module]{type(module).__name__}.{name}", getattr(module, name)))
+                hooks.append(self.method(name))
             self._found[name] = hooks
         return self._found[name]
 
@@ -233,7 +237,7 @@ class Hooks:
 
     def profiled(self, action: str, function: Hook) -> Hook:
         """Return the function, measured where there is a profiler."""
-        return function if self._profiler is None else self._profiler.wrap(action, function)
+        return self._profiler.wrap(action, function)
 
     def transfer(self, data: Any) -> Callable[[Any, int], Any] | None:
         """Return the function that brings a batch to the device, None where there is nothing to do.
@@ -248,10 +252,13 @@ class Hooks:
         if all(o is module and not self.overridden(n) for o, n in zip(owners, names, strict=True)):
             if device.type == "cpu":
                 return None if convert is None else lambda batch, _index: convert(batch)
-            return lambda batch, _index: to_device(batch if convert is None else convert(batch), device)
+            move_all = self.profiled("batch_to_device", to_device)
+            return lambda batch, _index: move_all(batch if convert is None else convert(batch), device)
         before, move, after = (
-            self.profiled(f"[Module].{name}", getattr(owner, name)) for owner, name in zip(owners, names, strict=True)
-        )
+            self.method(name) if owner is module
+            else self.profiled(f"[DataModule]{type(owner).__name__}.{name}", getattr(owner, name))
+            for owner, name in zip(owners, names, strict=True)
+        )  # fmt: skip
 
         def transfer(batch: Any, index: int) -> Any:
             batch = batch if convert is None else convert(batch)

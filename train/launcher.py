@@ -20,16 +20,14 @@ import safetensors.torch
 import torch
 
 from shipline.errors import ConfigError, MissingExtraError, ShiplineError, TrainingError
-from shipline.plugins import load
 from shipline.train import loops
 from shipline.train.accelerators import pick_accelerator
 from shipline.train.checkpoints.weights import dump_weights
 from shipline.train.data import DataModule
-from shipline.train.lightning import attach, detach
-from shipline.train.module import Module
+from shipline.train.lightning import attach
 from shipline.train.seed import current_seed, seed_everything
-from shipline.train.stage import Stage
-from shipline.train.strategies import Ddp, Strategy
+from shipline.train.stage import Work
+from shipline.train.strategies import pick_strategy
 from shipline.train.trainer import Trainer
 
 try:
@@ -51,8 +49,10 @@ _OWN_CLUSTER = {
 }
 
 
-def launch(trainer: Trainer, module: Module, data: DataModule, stage: Stage, options: dict[str, Any]) -> Any:
+def launch(trainer: Trainer, module: Any, data: DataModule | None, stage: Work, **options: Any) -> Any:
     """Run a stage on `trainer.workers` workers, and bring weights, metrics and callbacks back into these objects.
+
+    In place of a module there may be a function of the user's own.
 
     Raises:
         ConfigError: the cluster has too few resources; or what a worker found wrong in the settings.
@@ -140,7 +140,7 @@ def _work(config: dict[str, Any]) -> bytes | None:
     """What runs in each worker. The user's code is found where the driver found it."""
     sys.path.extend(entry for entry in config["path"] if entry not in sys.path)
     trainer, module, data, stage, options = ray.cloudpickle.loads(config["payload"])
-    strategy = _strategy(trainer)
+    strategy = pick_strategy(trainer.strategy_setting, trainer.workers)
     if config["seed"] is not None:
         seed_everything(config["seed"])
         torch.manual_seed(config["seed"] + strategy.rank)  # dropout and augmentation differ between workers
@@ -153,20 +153,10 @@ def _work(config: dict[str, Any]) -> bytes | None:
     returned["state"] = {name: getattr(trainer, name) for name in _STATE}
     if stage == "fit":
         returned["weights"], returned["tied"] = dump_weights(module.state_dict())
-    detach(module)
     return bytes(ray.cloudpickle.dumps(returned))  # Ray Train refuses to return objects that hold tensors
 
 
 _STATE = ("reduced_metrics", "logged_metrics", "epoch_progress", "progress", "should_stop")
-
-
-def _strategy(trainer: Trainer) -> Strategy:
-    """The strategy that the Trainer names, in the process group that is there."""
-    wanted = trainer.strategy_setting
-    if isinstance(wanted, Strategy):
-        return wanted
-    made: Strategy = Ddp() if wanted == "auto" else load("strategy", wanted)()
-    return made
 
 
 def _in_order(everybody: list[list[list[Any]]]) -> list[list[Any]]:
@@ -181,7 +171,7 @@ def _in_order(everybody: list[list[list[Any]]]) -> list[list[Any]]:
 _NONE = object()
 
 
-def _take_back(trainer: Trainer, module: Module, stage: Stage, data: bytes) -> Any:
+def _take_back(trainer: Trainer, module: Any, stage: Work, data: bytes) -> Any:
     """Leave the driver's objects as a stage in this process would have left them."""
     returned = ray.cloudpickle.loads(data)
     if stage == "fit":
@@ -192,9 +182,9 @@ def _take_back(trainer: Trainer, module: Module, stage: Stage, data: bytes) -> A
     trainer.lineage = returned["lineage"]
     for name, value in returned["state"].items():
         setattr(trainer, name, value)
-    trainer.module = module
-    attach(module, trainer)
-    detach(module)
+    if stage != "run":
+        trainer.module = module
+        attach(module, trainer)
     return returned["found"]
 
 

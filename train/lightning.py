@@ -1,17 +1,18 @@
 """Real Lightning objects in our Trainer: modules, DataModules, callbacks and loggers, as they are.
 
 Nothing here imports Lightning: who has such an object has imported it. Both of its packages will do
-(`pytorch_lightning`, `lightning.pytorch`). A module stays the very object that it is; while a stage runs, the few of
-its methods that reach into Lightning's own Trainer are covered by ours.
+(`pytorch_lightning`, `lightning.pytorch`). A module stays the very object that it is; the few methods of a
+LightningModule that reach into Lightning's own Trainer reach ours where ours runs it.
 """
 
 from __future__ import annotations
 
-import types
+import functools
 from typing import TYPE_CHECKING, Any
 
 from shipline.errors import ConfigError
-from shipline.train.callbacks import Callback, ModelCheckpoint, ModelSummary, ProgressBar
+from shipline.train.callbacks import Callback, ModelCheckpoint, ModelSummary
+from shipline.train.callbacks.adopt import adopted
 from shipline.train.hooks import foundation, is_foreign
 from shipline.train.loggers import Logger
 from shipline.train.loops.optimization import OptimizationHooks
@@ -52,22 +53,36 @@ def as_module(model: Any) -> Any:
 
 
 def attach(module: Any, trainer: Trainer) -> None:
-    """Make `trainer` the one that runs this module."""
-    if isinstance(module, Module):
-        module.attach(trainer)
-        return
-    module.trainer = trainer
-    for name, method in _COVERED.items():
-        if getattr(type(module), name, None) is getattr(foundation(type(module)), name, None):
-            module.__dict__[name] = types.MethodType(method, module)
+    """Make `trainer` the one that runs this module, and the modules in it."""
+    for part in module.modules():
+        if isinstance(part, Module):
+            part.attach(trainer)
+        elif is_foreign(part, "LightningModule"):
+            _cover(foundation(type(part)))
+            part.trainer = trainer
 
 
-def detach(module: Any) -> None:
-    """Uncover a LightningModule's own methods; what hooks read off its `trainer` stays there."""
-    if not isinstance(module, Module):
-        for name, method in _COVERED.items():
-            if getattr(module.__dict__.get(name), "__func__", None) is method:
-                del module.__dict__[name]
+def _cover(base: Any) -> None:
+    """Let a LightningModule that our Trainer runs reach it where its methods would reach into Lightning's.
+
+    The class itself is covered, so that `super().log(...)` finds ours, too; what Lightning's Trainer runs is as before.
+    """
+    for name, ours in _COVERED.items():
+        theirs = getattr(base, name, None)
+        if theirs is not None and not hasattr(theirs, "ours"):
+            setattr(base, name, _chosen(ours, theirs))
+
+
+def _chosen(ours: Any, theirs: Any) -> Any:
+    @functools.wraps(theirs)
+    def method(self: Any, *arguments: Any, **named: Any) -> Any:
+        from shipline.train.trainer import Trainer
+
+        chosen = ours if isinstance(getattr(self, "_trainer", None), Trainer) else theirs
+        return chosen(self, *arguments, **named)
+
+    method.ours = ours  # type: ignore[attr-defined]
+    return method
 
 
 def as_callback(item: Any) -> Callback:
@@ -85,9 +100,8 @@ def as_callback(item: Any) -> Callback:
         return _model_checkpoint(item)
     if name in ("ModelSummary", "RichModelSummary"):
         return ModelSummary(max_depth=item._max_depth)  # noqa: SLF001 -- it has no public name
-    if name is not None and any(cls.__name__ == "ProgressBar" for cls in type(item).__mro__):
-        return ProgressBar()
-    return item  # type: ignore[no-any-return]
+    ours = None if name is None else adopted(name, item)
+    return item if ours is None else ours
 
 
 def _model_checkpoint(item: Any) -> ModelCheckpoint:
@@ -154,3 +168,62 @@ class ForeignLogger(Logger):
         if name == "logger":  # before there is one, while it is unpickled
             raise AttributeError(name)
         return getattr(self.logger, name)
+
+
+class FitLoop:
+    """What packages look up in Lightning's loops: `trainer.fit_loop`, its `epoch_loop`, and that one's `val_loop`."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+
+    @property
+    def epoch_loop(self) -> FitLoop:
+        """This object: it stands for all of them."""
+        return self
+
+    val_loop = _data_source = epoch_loop
+
+    def is_defined(self) -> bool:
+        """Whether there is something to validate on."""
+        return self._trainer.fit_data.has_validation
+
+    @property
+    def max_epochs(self) -> int | None:
+        """Epochs after which to stop."""
+        return self._trainer.max_epochs
+
+    @property
+    def max_steps(self) -> int:
+        """Optimizer steps after which to stop."""
+        return self._trainer.max_steps
+
+    @property
+    def max_batches(self) -> float:
+        """How many batches an epoch has."""
+        return self._trainer.num_training_batches
+
+    @property
+    def global_step(self) -> int:
+        """How many steps the optimizers have made."""
+        return self._trainer.global_step
+
+    @property
+    def batch_idx(self) -> int:
+        """The number of the batch in its epoch."""
+        progress = self._trainer.progress
+        return progress.batches - (progress.phase != "ready")
+
+    @property
+    def total_batch_idx(self) -> int:
+        """The number of the batch over all epochs."""
+        progress = self._trainer.progress
+        return progress.all_batches - (progress.phase != "ready")
+
+    @property
+    def _batches_that_stepped(self) -> int:
+        return self._trainer.progress.stepped_batches
+
+    @property
+    def should_update_logs(self) -> bool:
+        """Whether loggers get what this step logs."""
+        return self._trainer.logs_this_step()

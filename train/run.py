@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from typing import Any
 
 from shipline.checkpoint import POINTERS, Checkpoint, open_checkpoint
-from shipline.errors import ExistsError
+from shipline.errors import ExistsError, IntegrityError
 from shipline.store import Store, absolute, check_name, join, open_store, redact, write_pointers
+
+logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
 CONFIG_FILE = "config.yaml"
@@ -53,8 +56,18 @@ class RunDirectory:
     def point(self, name: str, checkpoint: str) -> None:
         """Make `<run>/<name>` and `<experiment>/<name>` mean the checkpoint with this directory name."""
         key = f"{CHECKPOINTS}/{checkpoint}"
-        write_pointers(self.store, POINTERS, {name: {"checkpoint": key}})
-        write_pointers(open_store(self.experiment), POINTERS, {name: {"checkpoint": f"{self.version}/{key}"}})
+        point(self.store, name, key)
+        point(open_store(self.experiment), name, f"{self.version}/{key}")
+
+
+def point(store: Store, name: str, checkpoint: str) -> None:
+    """Make `name` mean the checkpoint with this key below the store; a damaged file of names is written anew."""
+    change = {name: {"checkpoint": checkpoint}}
+    try:
+        write_pointers(store, POINTERS, change)
+    except IntegrityError as error:
+        logger.warning("%s It is written anew.", error)
+        store.write(POINTERS, json.dumps(change, indent=1).encode())
 
 
 @dataclass
@@ -67,6 +80,7 @@ class Run:
     last_url: str | None
     module: Any = None
     data: Any = None
+    result: Any = None  # of a function of the user's own
 
     def __repr__(self) -> str:
         urls = f"url={self.url!r}, best_url={self.best_url!r}, last_url={self.last_url!r}"

@@ -14,13 +14,16 @@ from shipline.errors import ConfigError
 from shipline.lineage import Lineage
 from shipline.plugins import load
 from shipline.train.accelerators import pick_accelerator
-from shipline.train.checkpoints.save import Saver
+from shipline.train.checkpoints.saver import Saver
+from shipline.train.compiling import Compiler, as_it_is, compiler_of, uncompiled
 from shipline.train.described import Description
 from shipline.train.hooks import Hooks
-from shipline.train.lightning import attach, detach
+from shipline.train.lightning import attach
 from shipline.train.loops.fit_data import FitData
 from shipline.train.loops.progress import Progress
 from shipline.train.metrics import MetricLog
+from shipline.train.metrics.objects import metric_states
+from shipline.train.seed import rng_state
 from shipline.train.settings import Settings
 from shipline.train.signals import Signals, ending
 from shipline.train.strategies import Strategy
@@ -45,6 +48,7 @@ logger = logging.getLogger(__name__)
 _STAYS = frozenset({
     "saver", "fit_data", "hooks", "module", "data", "step", "loss_check", "optimizers", "loop_optimizers", "schedules",
     "sources", "strategy", "accelerator", "precision_plugin", "metrics", "signals", "predictions",
+    "compiled", "uncompiled", "compiled_as",
 })  # fmt: skip
 
 
@@ -58,6 +62,12 @@ class Runtime(Settings, TrainerView):
     loss_check: LossCheck
     #: Runs a training step, inside what the strategy puts around it.
     step: Any
+    #: Returns a step compiled, or as it is.
+    compiled: Compiler
+    #: Returns what runs a function uncompiled within a compiled step.
+    uncompiled: Compiler
+    #: What `torch.compile` compiled the module with that was given last, if it was compiled.
+    compiled_as: Compiler | None = None
 
     def reset(self) -> None:
         """Forget the run before."""
@@ -85,7 +95,7 @@ class Runtime(Settings, TrainerView):
         self.signals = Signals()
         #: What this worker goes on with, until training begins: of loaders, generators, metrics.
         self.resumed: dict[str, Any] | None = None
-        #: Generators and metrics as they were before the validation that runs.
+        #: What `interruptible_state` returned before the validation that runs.
         self.before_validation: dict[str, Any] | None = None
         self._entries: dict[str, Any] | None = None
         self._stop_agreed = False
@@ -109,22 +119,20 @@ class Runtime(Settings, TrainerView):
     @contextlib.contextmanager
     def joined(self, module: Module, data: DataModule, stage: Stage, strategy: Strategy | None) -> Iterator[None]:
         """Join module, data, strategy, precision and profiler for a stage."""
-        self.strategy = Strategy() if strategy is None else strategy
-        self.accelerator = pick_accelerator(self._accelerator)
-        self.device = self.accelerator.device(self.strategy.local_rank)
-        self.accelerator.setup_device(self.device)
+        self.join_device(strategy)
         self.precision_plugin = self._make_precision()
+        self.compiled = compiler_of(self.compile, self.compiled_as)
+        self.uncompiled = as_it_is if self.compiled is as_it_is else uncompiled
         self.data = data
         data.adopted.trainer = self
         self.state = State(stage, "train" if stage == "fit" else stage, "running")
-        self.module = self._converted(module)
+        self.module = module
         self.metrics.module = module
         attach(module, self.trainer)
         self.hooks = Hooks(self.trainer, module, self.callbacks, data, self.profiler)
-        if self.profiler is not None:
-            store = None if self.run_directory is None else self.run_directory.store
-            self.profiler.setup(stage, store, self.strategy.rank)
         try:
+            store = None if self.run_directory is None else self.run_directory.store
+            self.profiler.setup(stage, store, self.strategy.rank, module)
             yield
             self.state.status = "finished"
         except BaseException as error:
@@ -133,7 +141,14 @@ class Runtime(Settings, TrainerView):
         finally:
             self.state.fn = self.state.stage = None
             self.before_validation = None
-            detach(module)
+
+    def join_device(self, strategy: Strategy | None) -> None:
+        """Take this worker's place among the others, and its device."""
+        self.strategy = Strategy() if strategy is None else strategy
+        self.accelerator = pick_accelerator(self._accelerator)
+        self.device = self._own_device()
+        self.accelerator.setup_device(self.device)
+        self.strategy.root_device = self.device
 
     @property
     def succeeded(self) -> bool:
@@ -141,7 +156,8 @@ class Runtime(Settings, TrainerView):
         return self.state.status not in ("failed", "interrupted")
 
     def move_module(self) -> None:
-        """Bring to the device what `configure_model` made, and what the Trainer changes about the module."""
+        """Bring the module, all of whose layers are made, to its precision and to the device."""
+        self.precision_plugin.convert_module(self.module)
         self.module.to(self.device)
         if self.sync_batchnorm and self.strategy.world_size > 1:
             if self.device.type == "cpu":
@@ -152,15 +168,29 @@ class Runtime(Settings, TrainerView):
             self.module = nn.SyncBatchNorm.convert_sync_batchnorm(self.module)  # type: ignore[no-untyped-call]
         self.module = self.strategy.setup(self.module)
 
-    def _converted(self, module: Module) -> Module:
-        self.precision_plugin.convert_module(module)
-        return module.to(self.device)
+    def _own_device(self) -> torch.device:
+        """The device of this worker: of those that were named, or of all."""
+        numbers, have = self.device_numbers, self.accelerator.device_count()
+        rank = self.strategy.local_rank
+        device = self.accelerator.device(rank if numbers is None else numbers[rank % len(numbers)])
+        if numbers is not None and device.index is not None and not all(0 <= number < have for number in numbers):
+            raise ConfigError(
+                f"Trainer has devices={numbers}, and this machine has {have} of {self.accelerator.name!r}: choose from "
+                f"0 to {have - 1}."
+            )
+        return device
 
     def _make_precision(self) -> Precision:
-        if self._plugins:
-            return self._plugins[0]
-        precision: Precision = load("precision", self.precision)(self.precision, self.device)
-        return precision
+        own = self.precision_setting
+        if own is None:
+            made: Precision = load("precision", self.precision)(self.precision, self.device)
+            return made
+        if own.device.type != self.device.type:
+            raise ConfigError(
+                f"The precision {own.name!r} was made for {own.device}, and this run computes on {self.device}: give "
+                f"it torch.device({self.device.type!r}), or set accelerator."
+            )
+        return own
 
     # ---- when to stop ------------------------------------------------------------------------------------------------
 
@@ -192,7 +222,7 @@ class Runtime(Settings, TrainerView):
             SystemExit: 130 after Ctrl-C, 143 after SIGTERM; on a terminal, Ctrl-C is a KeyboardInterrupt.
         """
         number = self.signals.received if self.strategy.world_size == 1 else self.signals.agreed
-        if number is None:
+        if number is None or self.sanity_checking:  # nothing has been trained yet
             return
         if self.state.fn == "fit" and (keeper := self.checkpoint_callback) is not None:
             keeper.save_interrupted(self.trainer)
@@ -204,6 +234,14 @@ class Runtime(Settings, TrainerView):
         return bool(every) and ((self.progress.stepped_batches + 1) % every == 0 or self.should_stop)
 
     # ---- what a checkpoint holds -------------------------------------------------------------------------------------
+
+    def interruptible_state(self) -> dict[str, Any]:
+        """Return what a validation changes before it counts: of generators, metrics, and its loaders."""
+        return {
+            "rng": rng_state(),
+            "metric_states": metric_states(self.module),
+            "validation_feeds": self.fit_data.validation_states(),
+        }
 
     def callbacks_by_key(self) -> dict[str, Callback]:
         """Return the callbacks that have a state, by its name."""

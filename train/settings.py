@@ -7,17 +7,26 @@ from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any, Literal
 
-from shipline.errors import ConfigError, nearest
-from shipline.plugins import known, load
+from shipline.errors import ConfigError
 from shipline.store import absolute
 from shipline.train.accelerators import Accelerator
-from shipline.train.callbacks import Callback, EarlyStopping, ModelCheckpoint, ModelSummary, ProgressBar, Timer
+from shipline.train.callbacks import (
+    Callback,
+    EarlyStopping,
+    ModelCheckpoint,
+    ModelSummary,
+    ProgressBar,
+    RichProgressBar,
+    Timer,
+)
+from shipline.train.compiling import check_compile
 from shipline.train.configurable import Configurable
 from shipline.train.duration import Duration, seconds_of
 from shipline.train.hooks import monitors
 from shipline.train.lightning import as_callback, as_logger
 from shipline.train.loggers import CSVLogger, Logger
 from shipline.train.loops.optimization import ClipAlgorithm
+from shipline.train.plugged import made, own_precision, precision_name, profiler_of, strategy_setting
 from shipline.train.precision import Precision
 from shipline.train.profilers import Profiler
 from shipline.train.strategies import Strategy
@@ -58,7 +67,7 @@ class Settings(Configurable):
         num_sanity_val_steps: validation batches tried before training, to find mistakes early; -1: all.
         log_every_n_steps: optimizer steps between two records of what training steps log; 0: none.
         enable_checkpointing: add a ModelCheckpoint where `callbacks` has none.
-        enable_progress_bar: add a ProgressBar where `callbacks` has none.
+        enable_progress_bar: add a RichProgressBar where `callbacks` has no ProgressBar.
         enable_model_summary: add a ModelSummary where `callbacks` has none.
         accumulate_grad_batches: batches whose gradients are averaged into one optimizer step.
         gradient_clip_val: limit of the gradients before a step; default: none.
@@ -68,7 +77,7 @@ class Settings(Configurable):
         benchmark: let cuDNN look for the fastest algorithms; None leaves torch as it is.
         inference_mode: validate, test and predict in `torch.inference_mode`; False: in `torch.no_grad`.
         use_distributed_sampler: give each worker its share of the rows; False: the loaders do.
-        profiler: "simple", "advanced", "pytorch", or a Profiler.
+        profiler: "simple", "advanced", "pytorch", "memory", or a Profiler.
         detect_anomaly: let autograd say which operation gave a NaN; slow.
         barebones: leave out all that costs time: logging, checkpoints, progress, summary, sanity check.
         plugins: a Precision of the user's own.
@@ -131,7 +140,6 @@ class Settings(Configurable):
         on = not barebones
         self.num_nodes = num_nodes
         self.workers = _workers(workers, devices, num_nodes)
-        self.precision = _precision_name(precision)
         self.fast_dev_run = fast_dev_run
         self.max_epochs = max_epochs
         self.min_epochs = min_epochs or 0
@@ -159,7 +167,7 @@ class Settings(Configurable):
         self.reload_dataloaders_every_n_epochs = reload_dataloaders_every_n_epochs
         self.default_root_dir = absolute(default_root_dir or "runs")
         self.name = name
-        self.compile = compile
+        self.compile = check_compile(compile)
         self.enable_autolog_hparams = enable_autolog_hparams
         timed = isinstance(val_check_interval, str | timedelta | dict)
         #: Seconds between two validations, where they go by time.
@@ -177,15 +185,19 @@ class Settings(Configurable):
             )  # fmt: skip
         self._accelerator = accelerator
         #: A Strategy, or the name of one; what runs is `strategy`.
-        self.strategy_setting = strategy
-        self._plugins = [plugins] if isinstance(plugins, Precision) else list(plugins or ())
-        self.profiler: Profiler | None = _made("profiler", profiler)
+        self.strategy_setting = strategy_setting(strategy)
+        #: The numbers of the devices to compute on; None: as many as there are workers.
+        self.device_numbers = None if isinstance(devices, str | int) else list(devices)
+        #: A Precision of the user's own; what runs is `precision_plugin`.
+        self.precision_setting = own_precision(plugins, precision)
+        self.precision = precision_name(precision) if self.precision_setting is None else self.precision_setting.name
+        self.profiler = profiler_of(profiler)
         self.loggers = _loggers(on if logger is None else logger)
         self.callbacks = _callbacks(
             callbacks,
             None if max_time is None else Timer(timedelta(seconds=seconds_of("max_time", max_time))),
             ModelSummary if _or(enable_model_summary, on) else None,
-            ProgressBar if _or(enable_progress_bar, on) else None,
+            RichProgressBar if _or(enable_progress_bar, on) else None,
             ModelCheckpoint if _or(enable_checkpointing, on) and not fast_dev_run else None,
         )
         if overfit_batches:
@@ -224,9 +236,6 @@ _CHOICES = {
     "nonfinite_loss": ("raise", "skip", "stop", "ignore"),
     "deterministic": (None, True, False, "warn"),
 }
-_PRECISIONS = {
-    "64": "64-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "None": "32-true", "fp8": "fp8",
-}  # fmt: skip
 
 
 def _check(settings: Settings) -> None:
@@ -303,37 +312,23 @@ def _workers(workers: int | None, devices: int | str | Sequence[int], num_nodes:
     return each * num_nodes
 
 
-def _precision_name(precision: int | str | None) -> str:
-    name = _PRECISIONS.get(str(precision), str(precision))
-    names = known("precision")
-    if name not in names:
-        raise ConfigError(
-            f"Trainer has precision={precision!r}.{nearest(name, names)} Known: {', '.join(sorted(names))}."
-        )
-    return name
-
-
 def _loggers(given: bool | str | Logger | Iterable[str | Logger]) -> list[Logger]:
     """Return the loggers: True is the CSV file, False is none; of a name, the plug-in."""
     if isinstance(given, bool):
         return [CSVLogger()] if given else []
     items = given if isinstance(given, list | tuple) else [given]
-    return [as_logger(_made("logger", item)) for item in items]
-
-
-def _made(kind: str, item: Any) -> Any:
-    """The plug-in that a name stands for; what is none stays."""
-    return load(kind, item)() if isinstance(item, str) else item
+    return [as_logger(made("logger", item)) for item in items]
 
 
 def _callbacks(given: Any, timer: Callback | None, *defaults: type[Callback] | None) -> list[Callback]:
     """Return the callbacks in the order in which they are called, with those that are on by default."""
     items = given if isinstance(given, list | tuple) else [given] if given else []
-    callbacks = [as_callback(_made("callback", item)) for item in items]
+    callbacks = [as_callback(made("callback", item)) for item in items]
     if timer is not None:
         callbacks.append(timer)
     for default in defaults:
-        if default is not None and not any(isinstance(callback, default) for callback in callbacks):
+        kind: Any = ProgressBar if default is RichProgressBar else default
+        if default is not None and not any(isinstance(callback, kind) for callback in callbacks):
             callbacks.append(default())
     return ordered(callbacks)
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -22,6 +25,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Stage = Literal["fit", "validate", "test", "predict"]
+#: A stage, or a function of the user's own.
+Work = Stage | Literal["run"]
 
 
 @contextlib.contextmanager
@@ -37,7 +42,7 @@ def prepared(
             has_data = True
             trainer.hooks("setup", stage)
             with trainer.precision_plugin.init_context():
-                module.configure_model()
+                trainer.hooks.method("configure_model")()
             trainer.move_module()
             with _torch_modes(trainer):
                 yield
@@ -56,7 +61,7 @@ def _prepare_data(trainer: Trainer) -> None:
     """One worker downloads while the others wait."""
     if trainer.is_global_zero:
         trainer.hooks.data("prepare_data")
-        trainer.module.prepare_data()
+        trainer.hooks.method("prepare_data")()
     trainer.strategy.barrier()
 
 
@@ -64,16 +69,16 @@ def _take_down(trainer: Trainer, stage: Stage, has_data: bool) -> None:
     """Write what is to be written, first of all; then let everybody clean up."""
     with contextlib.ExitStack() as todo:
         todo.callback(trainer.accelerator.teardown)
+        todo.callback(trainer.profiler.teardown, stage)
         todo.callback(trainer.precision_plugin.release, trainer.module)
         todo.callback(trainer.hooks, "teardown", stage)
         if has_data:
             todo.callback(trainer.hooks.data, "teardown", stage)
-        if trainer.profiler is not None:
-            todo.callback(trainer.profiler.teardown, stage)
         if trainer.is_global_zero and stage == "fit":
             for each in reversed(trainer.loggers):
                 todo.callback(each.finalize, "success" if trainer.succeeded else "failed")
                 todo.callback(each.save)
+        todo.callback(trainer.fit_data.close)
         todo.callback(trainer.saver.writer.close)
 
 
@@ -81,17 +86,24 @@ def _take_down(trainer: Trainer, stage: Stage, has_data: bool) -> None:
 def _torch_modes(trainer: Trainer) -> Iterator[None]:
     """What the Trainer switches on in torch itself, as it was before afterwards."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    benchmark = torch.backends.cudnn.benchmark
+    cudnn, cublas = torch.backends.cudnn.benchmark, os.environ.get(_CUBLAS)
     if trainer.deterministic is not None:
         torch.use_deterministic_algorithms(bool(trainer.deterministic), warn_only=trainer.deterministic == "warn")
-    if trainer.benchmark is not None:
-        torch.backends.cudnn.benchmark = trainer.benchmark
+    if trainer.deterministic:
+        os.environ.setdefault(_CUBLAS, ":4096:8")  # without it cuBLAS may add in another order each time
+    if trainer.benchmark is not None or trainer.deterministic:  # a benchmark may choose another algorithm each time
+        torch.backends.cudnn.benchmark = bool(trainer.benchmark)
     try:
         with torch.autograd.set_detect_anomaly(trainer.detect_anomaly or torch.is_anomaly_enabled()):
             yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.backends.cudnn.benchmark = benchmark
+        torch.backends.cudnn.benchmark = cudnn
+        if cublas is None:
+            os.environ.pop(_CUBLAS, None)
+
+
+_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 
 def begin_records(trainer: Trainer, resume: Checkpoint | None) -> None:
@@ -108,11 +120,25 @@ def begin_records(trainer: Trainer, resume: Checkpoint | None) -> None:
 
 
 def _explained(error: BaseException) -> BaseException:
-    """A data worker that died says so wherever the process happens to be; the rest is what it is."""
-    text = str(error)
-    if not isinstance(error, RuntimeError) or "DataLoader worker (pid" not in text:
-        return error
+    """Say of a data worker that died what has happened; the rest is what it is."""
+    try:
+        if not _is_of_a_dead_worker(error):
+            return error
+    except RuntimeError as late:  # PyTorch's word of the death, once, at any line: here the connection failed first
+        error = late
     return TrainingError(
-        f"A worker process of the DataLoader died: {text.strip()} If memory ran out, lower num_workers or "
-        "prefetch_factor; if a row crashes it, num_workers=0 shows which. Resume with ckpt_path='last'."
+        f"A worker process of the DataLoader died: {str(error).strip() or type(error).__name__} If memory ran out, "
+        "lower num_workers or prefetch_factor; if a row crashes it, num_workers=0 shows which. Resume with "
+        "ckpt_path='last'."
     )
+
+
+def _is_of_a_dead_worker(error: BaseException) -> bool:
+    """PyTorch raises a RuntimeError, wherever the process is, unless a connection to the worker fails first."""
+    if isinstance(error, RuntimeError):
+        return "DataLoader worker (pid" in str(error)
+    if not isinstance(error, ConnectionError | EOFError | FileNotFoundError):
+        return False
+    frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    loading = any(name.endswith(str(Path("torch/utils/data/dataloader.py"))) for name in frames)
+    return loading and "multiprocessing" in frames[-1]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,17 +14,21 @@ from shipline.lineage import Lineage, describe_code, publishable
 from shipline.store import absolute, join, open_store
 from shipline.train import checkpoints, loops
 from shipline.train.accelerators import pick_accelerator
+from shipline.train.compiling import compiled_as
 from shipline.train.data.adopt import as_data
 from shipline.train.described import Description, described
-from shipline.train.lightning import as_module, attach, detach
+from shipline.train.lightning import as_module, attach
 from shipline.train.run import Run, RunDirectory
 from shipline.train.runtime import Runtime
 from shipline.train.seed import current_seed
 from shipline.train.settings import with_callbacks
+from shipline.train.strategies import pick_strategy
 
 if TYPE_CHECKING:
     from shipline.train.data import DataModule
     from shipline.train.module import Module
+    from shipline.train.plain import Loop
+    from shipline.train.stage import Work
 
 
 class Trainer(Runtime):
@@ -56,19 +62,27 @@ class Trainer(Runtime):
         """
         module = self._take(model)
         data = as_data(module, datamodule, train=train_dataloaders, val=val_dataloaders)
-        pick_accelerator(self._accelerator)  # before anything is written
-        self.reset()
-        resume = self._find_checkpoint(ckpt_path, module)
-        self.description = Description(self.config) if self.config else described(self, module, data)
-        self.lineage = Lineage(
-            **describe_code(_directory_of(type(module))),
-            config=publishable(self.description.content),
-            seed=current_seed(),
-            world_size=self.workers,
+        resume = self._begin_run(
+            type(module), type(module).__name__.lower(), ckpt_path, {"module": module, "data": data.adopted}
         )
-        self.run_directory = self._open_run(module, resume)
         self._launch("fit", module, data, resume=resume)
         return self._result(module, data)
+
+    def run(self, function: Callable[[Loop], Any], ckpt_path: str | None = None) -> Run:
+        """Run a plain PyTorch loop of the user's own, with launch, store, checkpoints and resume.
+
+        Args:
+            function: is given a `shipline.train.plain.Loop`; what it returns is the Run's `result`.
+            ckpt_path: as in `fit`.
+
+        Raises:
+            ConfigError: a setting does not fit.
+        """
+        named = function if hasattr(function, "__qualname__") else type(function)
+        resume = self._begin_run(named, named.__name__.lower().strip("<>"), ckpt_path, {})
+        result = self._launch("run", function, None, resume=resume)
+        run = self._result(None, None)
+        return replace(run, result=result, last_url=run.url and f"{run.url}/last")
 
     def validate(
         self,
@@ -128,8 +142,9 @@ class Trainer(Runtime):
     def _take(self, model: Any) -> Any:
         """Take the module and the callbacks that it brings along."""
         module = as_module(model)
+        if model is not getattr(self, "module", None):
+            self.compiled_as = compiled_as(model)
         attach(module, self)
-        detach(module)
         self.callbacks = with_callbacks(self.callbacks, module.configure_callbacks())
         return module
 
@@ -142,7 +157,7 @@ class Trainer(Runtime):
             ckpt_path = "best" if ckpt_path is None and self.checkpoint_callback is not None else ckpt_path
         module = self._take(model)
         if ckpt_path is not None:
-            checkpoint = self._find_checkpoint(ckpt_path, module)
+            checkpoint = self._find_checkpoint(ckpt_path, self.name or type(module).__name__.lower())
             assert checkpoint is not None
             checkpoints.load_module(module, checkpoint)
         return module
@@ -163,39 +178,57 @@ class Trainer(Runtime):
             bar.print_results(stage, found)
         return found
 
-    def _launch(self, stage: Any, module: Any, data: DataModule, **options: Any) -> Any:
+    def _launch(self, stage: Work, module: Any, data: DataModule | None, **options: Any) -> Any:
         """Run a stage here, or on several workers."""
         if self.workers > 1:
+            if self.compiled_as is not None:
+                raise ConfigError(
+                    f"Trainer has workers={self.workers}, to which what torch.compile returned cannot be sent: give "
+                    "the module itself, and set Trainer(compile=True), or to torch.compile's options."
+                )
             from shipline.train.launcher import launch
 
-            return launch(self, module, data, stage, options)
-        return loops.run(self, stage, module, data, None, **options)
+            return launch(self, module, data, stage, **options)
+        strategy = pick_strategy(self.strategy_setting, self.workers)
+        return loops.run(self, stage, module, data, strategy, **options)
 
-    def _experiment(self, model: Module) -> str:
-        return self.name or type(model).__name__.lower()
+    def _begin_run(self, what: Any, name: str, ckpt_path: str | None, parts: dict[str, Any]) -> Checkpoint | None:
+        """Forget the run before, find what to go on from, and take a directory for the records of `what`.
 
-    def _find_checkpoint(self, ckpt_path: str | None, model: Module) -> Checkpoint | None:
+        Its settings are those of the command line, or those of this trainer and of its `parts`: module and data.
+        """
+        pick_accelerator(self._accelerator)  # before anything is written
+        self.reset()
+        name = self.name or name
+        resume = self._find_checkpoint(ckpt_path, name)
+        self.description = Description(self.config) if self.config else described(self, parts)
+        self.lineage = Lineage(
+            **describe_code(_directory_of(what)),
+            config=publishable(self.description.content),
+            seed=current_seed(),
+            world_size=self.workers,
+        )
+        self.run_directory = self._open_run(f"{what.__module__}.{what.__qualname__}", name, resume)
+        return resume
+
+    def _find_checkpoint(self, ckpt_path: str | None, name: str) -> Checkpoint | None:
         if ckpt_path is None:
             return None
         if ckpt_path in ("last", "best"):
-            ckpt_path = join(join(self.default_root_dir, self._experiment(model)), ckpt_path)
+            ckpt_path = join(join(self.default_root_dir, name), ckpt_path)
         return checkpoints.find_checkpoint(absolute(ckpt_path))
 
-    def _open_run(self, model: Module, resume: Checkpoint | None) -> RunDirectory | None:
+    def _open_run(self, what: str, name: str, resume: Checkpoint | None) -> RunDirectory | None:
         """Go on in the directory of the run that is resumed, if it is of this experiment; else take a new one."""
         if not self.loggers and self.checkpoint_callback is None:
             return None
-        name = self._experiment(model)
         run = RunDirectory.of(resume) if resume is not None else None
         if run is not None and run.experiment == join(self.default_root_dir, name):
             return run
-        description = {
-            "module": f"{type(model).__module__}.{type(model).__qualname__}",
-            "lineage": self.lineage.model_dump(mode="json"),
-        }
+        description = {"module": what, "lineage": self.lineage.model_dump(mode="json")}
         return RunDirectory.create(self.default_root_dir, name, description)
 
-    def _result(self, model: Module, data: DataModule) -> Run:
+    def _result(self, model: Module | None, data: DataModule | None) -> Run:
         kept = self.checkpoint_callback
         return Run(
             url=None if self.run_directory is None else str(self.run_directory.store),
@@ -207,7 +240,7 @@ class Trainer(Runtime):
         )
 
 
-def _directory_of(cls: type) -> Path | None:
+def _directory_of(what: Any) -> Path | None:
     """Where the user's code lies: its repository is the one that counts."""
-    file = getattr(sys.modules.get(cls.__module__), "__file__", None)
+    file = getattr(sys.modules.get(what.__module__), "__file__", None)
     return None if file is None else Path(file).parent

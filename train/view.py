@@ -8,8 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from shipline.train.callbacks import Callback, EarlyStopping, ModelCheckpoint, ProgressBar
+from shipline.train.callbacks import (
+    Callback,
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    ModelCheckpoint,
+    ProgressBar,
+)
 from shipline.train.data.limits import count_batches
+from shipline.train.lightning import FitLoop
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -144,7 +151,7 @@ class TrainerView:
     @property
     def num_val_batches(self) -> list[float]:
         """How many batches this worker has of each validation loader."""
-        return [_or_infinite(source.own_batches()) for source in self.fit_data.validation]
+        return [_or_infinite(count) for count in self.fit_data.validation_batches]
 
     @property
     def num_sanity_val_batches(self) -> list[float]:
@@ -168,8 +175,13 @@ class TrainerView:
         batches = count_batches(self.fit_data.feed, None) if self.fit_data.batches is None else self.fit_data.batches
         if batches is None:
             return math.inf if self.max_steps == -1 else self.max_steps
-        steps = math.ceil(batches / self.accumulate_grad_batches) * max(self.max_epochs, 1)
+        steps = sum(math.ceil(batches / self._accumulated(epoch)) for epoch in range(max(self.max_epochs, 1)))
         return steps if self.max_steps == -1 else min(self.max_steps, steps)
+
+    def _accumulated(self, epoch: int) -> int:
+        """How many batches make an optimizer step in that epoch."""
+        scheduler = next((c for c in self.callbacks if isinstance(c, GradientAccumulationScheduler)), None)
+        return self.accumulate_grad_batches if scheduler is None else scheduler.get_accumulate_grad_batches(epoch)
 
     # ---- what runs ---------------------------------------------------------------------------------------------------
 
@@ -211,7 +223,7 @@ class TrainerView:
     @property
     def enable_validation(self) -> bool:
         """Whether a fit validates."""
-        return bool(self.fit_data.validation)
+        return self.fit_data.has_validation
 
     # ---- metrics -----------------------------------------------------------------------------------------------------
 
@@ -226,6 +238,13 @@ class TrainerView:
         """What was logged with `prog_bar=True`: the latest values of steps, and those of finished epochs."""
         steps = {name: float(value) for name, value in self.metrics.progress.items()}
         return steps | self.epoch_progress
+
+    @property
+    def fit_loop(self) -> FitLoop:
+        """What packages look up in Lightning's loop."""
+        return FitLoop(self)  # type: ignore[arg-type]
+
+    _logger_connector = fit_loop
 
     # ---- collaborators -----------------------------------------------------------------------------------------------
 

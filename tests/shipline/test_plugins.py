@@ -7,37 +7,14 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, Install
 
 from shipline import plugins
 from shipline.errors import MissingExtraError, UnknownNameError
 from shipline.plugins import BUILT_IN, EXTRAS, load, load_target, missing_extra
 from shipline.processing import Processing, Resize
-
-Install = Callable[[str, str], None]
-
-
-@pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
-    """Install a package with these entry points and a module `ext_<test>` of this source; gone at the end."""
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-
-    def write(entry_points: str, source: str) -> None:
-        info = tmp_path / "ext_plugins-1.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: ext-plugins\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(entry_points)
-        (tmp_path / "ext_plugins.py").write_text(source)
-        plugins.known.cache_clear()
-
-    yield write
-    plugins.known.cache_clear()
-    sys.modules.pop("ext_plugins", None)
 
 
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, known in BUILT_IN.items() for name in known])

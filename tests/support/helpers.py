@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
+#: Installs a package with these entry points, whose module `ext_plugins` has this source.
+Install = Callable[[str, str], None]
 S3_SECRET = "planted-secret-9f2c"  # searched for in whatever is printed or stored
 
 

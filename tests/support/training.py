@@ -111,7 +111,7 @@ def new_trainer(root: str | Path, **options: Any) -> sl.Trainer:
 
 def bare_trainer(**options: Any) -> sl.Trainer:
     """A Trainer that keeps no files either."""
-    return new_trainer("unused", **({"logger": False, "enable_checkpointing": False} | options))
+    return new_trainer("memory://unused", **({"logger": False, "enable_checkpointing": False} | options))
 
 
 def same_weights(one: nn.Module, other: nn.Module) -> bool:

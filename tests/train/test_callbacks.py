@@ -1,21 +1,24 @@
-"""ModelCheckpoint, EarlyStopping, the progress line, and callbacks of a user's own."""
+"""ModelCheckpoint, EarlyStopping, what is on by default, and callbacks of a user's own."""
 
 from __future__ import annotations
 
-import io
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from training import CountsSteps, Mlp, Scripted, bare_trainer, new_trainer, numbers, train_loader, val_loader
+import torch
+from pytorch_lightning import LightningModule
+from pytorch_lightning import Trainer as LightningTrainer
+from pytorch_lightning import callbacks as lightning
+from training import CountsSteps, Scripted, bare_trainer, new_trainer, numbers
+from twins import calm
 
 import shipline as sl
 from shipline.checkpoint import open_checkpoint
 from shipline.errors import ConfigError, TrainingError
 from shipline.store import open_store
-from shipline.train import Callback, EarlyStopping, ModelCheckpoint, ModelSummary, ProgressBar
+from shipline.train import Callback, EarlyStopping, ModelCheckpoint, ModelSummary, RichProgressBar, TQDMProgressBar
 
 
 def fit(root: str | Path, scores: list[float], *callbacks: Callback, **options: Any) -> sl.train.Run:
@@ -200,6 +203,24 @@ def test_a_run_that_keeps_nothing_says_so_when_asked() -> None:
 # ---- EarlyStopping ---------------------------------------------------------------------------------------------------
 
 
+class Scores(LightningModule):
+    """Scripted, for Lightning."""
+
+    def __init__(self, scores: list[float]) -> None:
+        super().__init__()
+        self.scores = scores
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return (batch[0] * self.weight).sum()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("score", float(self.scores[self.current_epoch]))
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
 @pytest.mark.parametrize(
     ("scores", "options", "epochs", "reason"),
     [
@@ -231,8 +252,21 @@ def test_when_early_stopping_stops(
     trainer = bare_trainer(max_epochs=len(scores), callbacks=stopping)
     trainer.fit(Scripted(scores), numbers(1), numbers(1))
     assert trainer.epochs_done == epochs
-    assert stopping.reason == reason
+    assert stopping.stopping_reason_message == reason
     assert stopping.stopped_epoch == (epochs - 1 if reason else 0)
+
+    theirs = lightning.EarlyStopping("score", **({"min_delta": 0.0} | options | {"min_delta": stopping.min_delta}))
+    with calm():
+        lightnings = LightningTrainer(
+            max_epochs=len(scores), accelerator="cpu", logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, callbacks=[theirs],
+        )  # fmt: skip
+        lightnings.fit(Scores(scores), numbers(1), numbers(1))
+    assert lightnings.current_epoch == epochs
+    assert stopping.stopping_reason.name == theirs.stopping_reason.name
+    for name in ("wait_count", "stopped_epoch"):
+        assert getattr(stopping, name) == getattr(theirs, name)
+    assert stopping.best_score.item() == pytest.approx(theirs.best_score.item())
 
 
 def test_early_stopping_waits_for_min_epochs() -> None:
@@ -272,70 +306,41 @@ def test_early_stopping_names_the_nearest_metric() -> None:
         EarlyStopping("score", mode="best")  # type: ignore[arg-type]
 
 
-# ---- the progress line -----------------------------------------------------------------------------------------------
-
-CURSOR_IS_BACK = "\x1b[?25h"
-
-
-class Terminal(io.StringIO):
-    """What rich takes for a terminal."""
-
-    def isatty(self) -> bool:
-        return True
-
-
-def test_without_a_terminal_an_epoch_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
-    trainer = bare_trainer(max_epochs=2, enable_progress_bar=True)
-    trainer.fit(Mlp(), train_loader(64), val_loader(32))
-    out, err = capsys.readouterr()
-    lines = out.splitlines()
-    assert len(lines) == 2
-    assert lines[0].startswith("epoch 1/2  train_loss ")
-    assert [word for word in lines[1].split() if word[0].isalpha()] == [
-        "epoch", "train_loss", "val_loss", "val_acc", "s",
+def test_early_stopping_says_what_it_sees(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "shipline.train.callbacks.early_stopping")
+    stopping, missing = EarlyStopping("score", patience=1, verbose=True), EarlyStopping("x", strict=False, verbose=True)
+    bare_trainer(max_epochs=9, callbacks=[stopping, missing]).fit(Scripted([2, 1, 3]), numbers(1), numbers(1))
+    assert caplog.messages == [
+        "score improved to 2.", "EarlyStopping monitors 'x', which nobody logged. Logged: score.",
+        "score improved to 1.", "EarlyStopping monitors 'x', which nobody logged. Logged: score.",
+        "Stopping: score did not improve on 1 for 1 checks.",
+        "EarlyStopping monitors 'x', which nobody logged. Logged: score.",
     ]  # fmt: skip
-    assert err == ""
 
 
-def test_in_a_terminal_there_is_a_bar_and_it_goes(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "120")
-    monkeypatch.setattr("shipline.train.callbacks.progress.REFRESH_S", 0.0)
-    trainer = bare_trainer(max_epochs=1, enable_progress_bar=True)
-    trainer.fit(Mlp(), train_loader(64, 16), val_loader(32))
-    assert "4/4" in terminal.getvalue()
-    assert "train_loss" in terminal.getvalue()
-    assert CURSOR_IS_BACK in terminal.getvalue()
-    assert capsys.readouterr().out.startswith("epoch 1/1 ")
+def test_early_stopping_looks_at_validations_that_go_by_time() -> None:
+    """An epoch may end before there was one."""
+    trainer = bare_trainer(max_epochs=2, val_check_interval={"hours": 1}, callbacks=EarlyStopping("score"))
+    trainer.fit(Scripted([1.0]), numbers(1), numbers(1))
+    assert trainer.epochs_done == 2
 
 
-def test_the_bar_goes_when_the_run_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Fails(Scripted):
-        def training_step(self, batch: Any, batch_idx: int) -> Any:
-            raise RuntimeError("no")
-
-    bar, terminal = ProgressBar(), Terminal()
-    monkeypatch.setattr(sys, "stderr", terminal)
-    monkeypatch.setenv("TERM", "xterm")
-    with pytest.raises(RuntimeError, match="no"):
-        bare_trainer(max_epochs=1, callbacks=bar).fit(Fails(), numbers(1))
-    assert bar._progress is None
-    assert CURSOR_IS_BACK in terminal.getvalue()
+def test_a_resumed_run_waits_as_long_as_it_is_told(tmp_path: Path) -> None:
+    first, second = EarlyStopping("score", patience=2), EarlyStopping("score", patience=4)
+    fit(tmp_path, [1.0] * 9, first)
+    assert (first.wait_count, first.stopped_epoch) == (2, 2)
+    trainer = new_trainer(tmp_path, max_epochs=9, callbacks=second)
+    trainer.fit(Scripted([1.0] * 9), numbers(1), numbers(1), ckpt_path="last")
+    assert (second.wait_count, second.stopped_epoch, trainer.epochs_done) == (4, 4, 5)
 
 
-def test_no_bar_where_it_is_not_wanted(capsys: pytest.CaptureFixture[str]) -> None:
-    bare_trainer(max_epochs=1, enable_progress_bar=False).fit(Scripted(), numbers(1))
-    assert capsys.readouterr() == ("", "")
+# ---- what is on by default -------------------------------------------------------------------------------------------
 
 
 def test_defaults_are_added_once() -> None:
     added = sl.Trainer().callbacks
-    assert [type(callback) for callback in added] == [ModelSummary, ProgressBar, ModelCheckpoint]
-    mine = [ModelCheckpoint(monitor="x"), ProgressBar()]
+    assert [type(callback) for callback in added] == [ModelSummary, RichProgressBar, ModelCheckpoint]
+    mine = [ModelCheckpoint(monitor="x"), TQDMProgressBar()]
     assert set(sl.Trainer(callbacks=mine, enable_model_summary=False).callbacks) == set(mine)
     assert sl.Trainer(enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False).callbacks == []
 

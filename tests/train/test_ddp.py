@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from strategy_conformance import StrategyConformance
 from training import metric_rows
+from workers import run_workers
 
 from shipline.checkpoint import open_checkpoint
 from shipline.store import open_store
@@ -25,26 +25,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def found(directory: Path) -> list[dict[str, Any]]:
     """What each worker saw."""
-    script = str(Path(__file__).with_name("ddp_worker.py"))
-    workers = [
-        subprocess.Popen(
-            [sys.executable, script, str(rank), str(WORKERS), str(directory)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(WORKERS)
-    ]
-    ended = []
-    try:
-        ended = [(worker.communicate(timeout=120), worker.returncode) for worker in workers]
-    finally:
-        for worker in workers:
-            worker.kill()
-            worker.wait()
-    for (_, errors), code in ended:
-        assert code == 0, errors
-    return [json.loads(output.splitlines()[-1]) for (output, _), _ in ended]
+    return run_workers(Path(__file__).with_name("ddp_worker.py"), WORKERS, directory)
 
 
 def test_metrics_over_all_workers_are_those_of_one_process(found: list[dict[str, Any]]) -> None:
@@ -60,6 +41,13 @@ def test_metrics_over_all_workers_are_those_of_one_process(found: list[dict[str,
 
 def test_gradients_are_those_of_the_whole_batch(found: list[dict[str, Any]]) -> None:
     (weights, difference), (other, _) = (worker["gradients"] for worker in found)
+    assert difference < 1e-6
+    assert weights == other
+
+
+def test_a_batch_that_one_worker_cannot_use_is_skipped_by_all(found: list[dict[str, Any]]) -> None:
+    """Within an accumulation, at its end, and all of one: a worker never waits, the weights never differ."""
+    (weights, difference), (other, _) = (worker["skips"] for worker in found)
     assert difference < 1e-6
     assert weights == other
 
@@ -82,3 +70,66 @@ def test_all_workers_decide_alike(found: list[dict[str, Any]]) -> None:
     assert by_steps[3].endswith("runs/in_steps/epoch=0-step=2")
     assert by_wish == 4
     assert found[1]["stop"] == found[0]["stop"]
+
+
+@pytest.mark.parametrize("test", [name for name in dir(StrategyConformance) if name.startswith("test_")])
+@pytest.mark.parametrize("strategy", ["ddp", "ddp_find_unused_parameters_true", "of the page"])
+def test_conformance(found: list[dict[str, Any]], strategy: str, test: str) -> None:
+    """What every strategy must do: the workers have run it together."""
+    assert [worker["conformance"][strategy][test] for worker in found] == ["", ""]
+
+
+@pytest.mark.parametrize("what", ["two by hand", "waits by hand", "branches"])
+def test_weights_are_those_of_one_worker(found: list[dict[str, Any]], what: str) -> None:
+    """Several backward passes in a step, gradients that wait, parameters that are not used: see ddp_worker.py."""
+    for worker in found:
+        assert worker[what] < 1e-6
+
+
+def test_statistics_of_batch_norm_are_exchanged_in_manual_optimization(found: list[dict[str, Any]]) -> None:
+    for rank, worker in enumerate(found):
+        assert worker["normed"] == [rank, rank, 0, 2]
+
+
+def test_where_one_worker_overflows_all_leave_the_step_out(found: list[dict[str, Any]]) -> None:
+    first, second = (worker["one is infinite"] for worker in found)
+    assert first == second
+    assert first[1]["scale"] == 2.0**15
+    assert all(number == number for number in first[0])
+
+
+def test_compiled_steps_exchange_gradients(found: list[dict[str, Any]]) -> None:
+    for worker in found:
+        difference, graphs = worker["compiled"]
+        assert difference < 1e-6
+        assert graphs == 2  # one with the workers, one alone
+
+
+def test_rows_are_shared_unless_the_loaders_do(found: list[dict[str, Any]]) -> None:
+    assert [worker["shares"] for worker in found] == [[[0, 2], [0, 1, 2, 3]], [[1, 3], [0, 1, 2, 3]]]
+
+
+def test_batch_norm_over_all_workers_is_refused_on_the_cpu(found: list[dict[str, Any]]) -> None:
+    for worker in found:
+        assert "sync_batchnorm=True, which PyTorch can do on accelerators only" in worker["refused"]
+
+
+def test_each_row_that_is_predicted_is_written_once(found: list[dict[str, Any]]) -> None:
+    written = [tuple(batch) for worker in found for batch in worker["callbacks"][0]]
+    one_worker = [(batch, 0, list(range(37))[4 * batch : 4 * batch + 4]) for batch in range(10)]
+    one_worker += [(batch, 1, list(range(3))[2 * batch : 2 * batch + 2]) for batch in range(2)]
+    assert sorted(written, key=lambda batch: (batch[1], batch[0])) == one_worker
+    for worker in found:
+        rows, at_the_end = worker["callbacks"][:2]
+        assert at_the_end == [[indices for _, loader, indices in rows if loader == which] for which in (0, 1)]
+
+
+def test_all_workers_end_where_one_sees_a_spike(found: list[dict[str, Any]], directory: Path) -> None:
+    assert [worker["callbacks"][2] for worker in found] == [[2, 3], [2, 3]]
+    assert json.loads((directory / "spikes" / "skip_batches.json").read_text()) == [2, 3]
+
+
+def test_rates_are_those_of_all_workers_and_of_each(found: list[dict[str, Any]]) -> None:
+    first, second = (worker["callbacks"][3] for worker in found)
+    assert {"train/device/samples_per_sec", "train/samples_per_sec", "train/batches_per_sec"} <= set(first)
+    assert not any(name.startswith("train/") for name in second)

@@ -18,6 +18,9 @@ import fsspec
 import pytest
 import torch
 from helpers import S3_SECRET, children
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
 from training import (
     Counting,
     CountsSteps,
@@ -25,6 +28,7 @@ from training import (
     bare_trainer,
     metric_rows,
     new_trainer,
+    rows,
     same_weights,
     train_loader,
     val_loader,
@@ -215,7 +219,9 @@ def test_a_users_own_file_called_train_works(tmp_path: Path) -> None:
     manifest = open_checkpoint(str(tmp_path / "runs" / "mine" / "best")).manifest
     assert manifest.module == "train.Net"
     assert (manifest.epoch, manifest.lineage.world_size) == (1, 2)
-    assert [line.split()[:2] for line in done.stdout.splitlines()[:2]] == [["epoch", "1/2"], ["epoch", "2/2"]]
+    lines = [line.split()[:2] for line in done.stdout.splitlines()]
+    assert lines[0] == ["Name", "Type"]
+    assert [line for line in lines if line[0] in ("Name", "epoch")][1:] == [["epoch", "1/2"], ["epoch", "2/2"]]
 
 
 ON_A_CLUSTER = (
@@ -227,7 +233,8 @@ class NoStep(Net):
 
 
 def fit(module, workers):
-    trainer = sl.Trainer(max_epochs=2, workers=workers, accelerator="cpu", enable_progress_bar=False)
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False}
+    trainer = sl.Trainer(max_epochs=2, workers=workers, accelerator="cpu", **quiet)
     try:
         print("trained", trainer.fit(module, Data()).metrics["loss"] < 1.0)
     except sl.ShiplineError as error:
@@ -265,3 +272,30 @@ def test_a_cluster_that_is_there_is_used_and_left_running(cluster: str, tmp_path
         "trained True",
     ]
     assert open_checkpoint(str(tmp_path / "runs" / "net" / "best")).manifest.lineage.world_size == 2
+
+
+def test_a_plain_loop_on_several_workers(tmp_path: Path) -> None:
+    """Workers share the rows, exchange gradients, and the first one writes."""
+
+    def train(loop: Any) -> Any:
+        torch.set_num_threads(1)
+        torch.manual_seed(0)
+        model = nn.Linear(64, 10)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        wrapped, optimizer, loader = loop.prepare(model, optimizer, DataLoader(rows(0, 64), 16))
+        seen = 0
+        for _ in loop.epochs(2):
+            for image, digit in loader:
+                optimizer.zero_grad()
+                F.cross_entropy(wrapped(image), digit).backward()
+                optimizer.step()
+                seen += len(digit)
+            loop.save()
+        weights = [float(parameter.detach().double().sum()) for parameter in model.parameters()]
+        return loop.strategy.gather((loop.rank, loop.world_size, seen, weights))
+
+    done = new_trainer(tmp_path, workers=2).run(train)
+    (rank, size, seen, weights), other = done.result
+    assert (rank, size, seen) == (0, 2, 64)
+    assert other == (1, 2, 64, weights)
+    assert open_checkpoint(str(done.last_url)).manifest.global_step == 4

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 
+from shipline.train.batches import mapped
+
+#: Where a copy that nobody waits for may be read before it is there.
+_WAITED_FOR = ("cpu", "mps")
+
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """Return the batch with its tensors on `device`."""
-    if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=True)
-    if isinstance(batch, dict):
-        moved = {key: to_device(value, device) for key, value in batch.items()}
-        if type(batch) is dict:
-            return moved
-        again = copy.copy(batch)
-        again.update(moved)
-        return again
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(to_device(value, device) for value in batch))
-    if isinstance(batch, list | tuple):
-        return type(batch)(to_device(value, device) for value in batch)
-    if hasattr(batch, "to"):  # what a tokenizer returns, or a class of the user's
-        return batch.to(device)
-    return batch
+    """Return the batch with all that can be moved on `device`: tensors, and what has a `to` of its own."""
+    late = device.type not in _WAITED_FOR
+
+    def move(item: Any) -> Any:
+        return item.to(device, non_blocking=late) if isinstance(item, torch.Tensor) else item.to(device)
+
+    return mapped(batch, _can_move, move)
+
+
+def _can_move(item: Any) -> bool:
+    return hasattr(item, "to")

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+
 import torch
 
-from shipline.errors import ConfigError
+from shipline.errors import ConfigError, UnknownNameError
 from shipline.plugins import known, load
 from shipline.train.accelerators.base import Accelerator
+
+logger = logging.getLogger(__name__)
+
+_OWN = ("gpu", "cuda", "mps", "xpu", "cpu")
+_OUT_OF_TREE = ("tpu", "hpu", "ipu", "npu")
 
 
 def pick_accelerator(wanted: str | Accelerator) -> Accelerator:
@@ -16,12 +24,12 @@ def pick_accelerator(wanted: str | Accelerator) -> Accelerator:
         ConfigError: there is none of that name, or this machine has none.
     """
     if wanted == "auto":
-        return next(found for name in _by_preference() if (found := _made(name)).is_available())
+        return next(_available((*_plugins(), "gpu", "cpu")))
     accelerator = wanted if isinstance(wanted, Accelerator) else _made(wanted)
     if not accelerator.is_available():
-        have = [name for name in known("accelerator") if _made(name).is_available()]
+        have = ", ".join(found.name for found in _available((*_plugins(), *_OWN)))
         raise ConfigError(
-            f"accelerator={accelerator.name!r}, but this machine has {', '.join(have)}: choose one of them, or 'auto'."
+            f"accelerator={accelerator.name!r}, but this machine has {have}: choose one of them, or 'auto'."
         )
     return accelerator
 
@@ -32,11 +40,25 @@ def pick_device(wanted: str | Accelerator) -> torch.device:
 
 
 def _made(name: str) -> Accelerator:
-    accelerator: Accelerator = load("accelerator", name)(name)
+    try:
+        accelerator: Accelerator = load("accelerator", name)(name)
+    except UnknownNameError as error:
+        if name not in _OUT_OF_TREE:
+            raise
+        raise ConfigError(f"{error} A {name.upper()} is a plug-in's: docs/extending.md shows one.") from error
     return accelerator
 
 
-def _by_preference() -> list[str]:
-    """What plug-ins bring first, the CPU last."""
-    first = [name for name in known("accelerator") if name not in ("gpu", "cuda", "mps", "xpu", "cpu")]
-    return [*first, "gpu", "cpu"]
+def _plugins() -> list[str]:
+    return [name for name in known("accelerator") if name not in _OWN]
+
+
+def _available(names: tuple[str, ...]) -> Iterator[Accelerator]:
+    """Those that this machine has; a plug-in that is broken must not stop those who never asked for it."""
+    for name in names:
+        try:
+            accelerator = _made(name)
+            if accelerator.is_available():
+                yield accelerator
+        except ImportError as error:
+            logger.warning("The accelerator %r is passed over: %s", name, error)

@@ -40,10 +40,16 @@ class TorchAccelerator(Accelerator):
             torch.accelerator.set_device_index(device.index)
 
     def get_device_stats(self, device: torch.device) -> dict[str, Any]:
-        """Return what the device's allocator counts, in bytes and calls."""
+        """Return what the device's allocator counts: bytes, and of cuda and xpu calls, by PyTorch's names for them."""
+        if device.type == "mps":
+            return {
+                "allocated_bytes": torch.mps.current_allocated_memory(),
+                "driver_allocated_bytes": torch.mps.driver_allocated_memory(),
+                "recommended_max_bytes": torch.mps.recommended_max_memory(),
+            }
         stats: dict[str, Any] = dict(torch.accelerator.memory_stats(device))
         return stats
 
     def teardown(self) -> None:
         """Give cached memory back to the device."""
-        torch.accelerator.empty_cache()
+        (torch.mps if self.kind == "mps" else torch.accelerator).empty_cache()

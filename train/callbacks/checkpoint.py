@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from shipline.checkpoint import POINTERS
 from shipline.errors import ConfigError, nearest
-from shipline.store import Store, absolute, join, open_store, write_pointers
+from shipline.store import Store, absolute, join, open_store
 from shipline.store.commit import MANIFEST, discard
 from shipline.train import checkpoints
 from shipline.train.callbacks.base import Callback
-from shipline.train.run import CHECKPOINTS
+from shipline.train.run import CHECKPOINTS, point
 
 if TYPE_CHECKING:
     from shipline.train.module import Module
@@ -221,6 +220,14 @@ class ModelCheckpoint(Callback):
         if trainer.progress.all_batches != self._last_batch:
             self._save(trainer, None)
 
+    def offer(self, trainer: Trainer) -> None:
+        """Save where the run stands, if it is good enough: also where weights have changed without a step."""
+        score = self._score(trainer, trained_only=False)
+        if score is not None and self.monitor is None:
+            score = math.nextafter(score, -math.inf)  # later than what was saved after the same step
+        if self._wanted(score):
+            self._save(trainer, score)
+
     def _at_epoch_end(self, trainer: Trainer) -> bool:
         if self.save_on_train_epoch_end is not None:
             return self.save_on_train_epoch_end
@@ -321,7 +328,7 @@ class ModelCheckpoint(Callback):
             if run is not None and self.dirpath == join(run.store.url, CHECKPOINTS):
                 run.point(pointer, target)
             else:
-                write_pointers(store, POINTERS, {pointer: {"checkpoint": target}})
+                point(store, pointer, target)
         for each in old:
             discard(store, str(each))
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal
+
+import torch
 
 from shipline.errors import ConfigError, nearest
 from shipline.train.callbacks.base import Callback
@@ -14,6 +17,16 @@ if TYPE_CHECKING:
     from shipline.train.trainer import Trainer
 
 logger = logging.getLogger(__name__)
+
+
+class EarlyStoppingReason(Enum):
+    """Why EarlyStopping stopped a run."""
+
+    NOT_STOPPED = 0
+    STOPPING_THRESHOLD = 1
+    DIVERGENCE_THRESHOLD = 2
+    PATIENCE_EXHAUSTED = 3
+    NON_FINITE_METRIC = 4
 
 
 class EarlyStopping(Callback):
@@ -29,8 +42,14 @@ class EarlyStopping(Callback):
         stopping_threshold: stop as soon as the metric is better than this.
         divergence_threshold: stop as soon as the metric is worse than this.
         check_on_train_epoch_end: look at the end of epochs, not of validations; default: where each epoch ends in one.
-        log_rank_zero_only: taken for Lightning's sake: one worker logs.
-        verbose: log every improvement.
+        log_rank_zero_only: taken for Lightning's sake: the first worker logs, and all decide alike.
+        verbose: log every improvement, and where the metric is missing.
+
+    Attributes:
+        wait_count: checks since the last improvement.
+        stopped_epoch: the epoch in which it stopped; 0 where it has not.
+        stopping_reason: why it stopped.
+        stopping_reason_message: the same in words.
     """
 
     monitors = True
@@ -66,8 +85,14 @@ class EarlyStopping(Callback):
     def _begin(self) -> None:
         self.wait_count = 0
         self.stopped_epoch = 0
-        self.best_score = math.inf if self.mode == "min" else -math.inf
-        self.reason: str | None = None
+        self.stopping_reason = EarlyStoppingReason.NOT_STOPPED
+        self.stopping_reason_message: str | None = None
+        self._best = math.inf if self.mode == "min" else -math.inf
+
+    @property
+    def best_score(self) -> torch.Tensor:
+        """The best value of the metric so far."""
+        return torch.tensor(self._best, dtype=torch.float64)
 
     @property
     def state_key(self) -> str:
@@ -76,12 +101,20 @@ class EarlyStopping(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the best score and how long ago it was."""
-        return {"wait_count": self.wait_count, "best_score": self.best_score, "stopped_epoch": self.stopped_epoch}
+        return {
+            "wait_count": self.wait_count,
+            "best_score": self._best,
+            "stopped_epoch": self.stopped_epoch,
+            "stopping_reason": self.stopping_reason.value,
+            "stopping_reason_message": self.stopping_reason_message,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the best score and how long ago it was."""
-        self.wait_count, self.best_score = state["wait_count"], state["best_score"]
+        """Take up the best score and how long ago it was; how long to wait is what this run was told."""
+        self.wait_count, self._best = state["wait_count"], state["best_score"]
         self.stopped_epoch = state["stopped_epoch"]
+        self.stopping_reason = EarlyStoppingReason(state["stopping_reason"])
+        self.stopping_reason_message = state["stopping_reason_message"]
 
     def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
         """Begin anew; a resumed run takes up its state afterwards."""
@@ -103,40 +136,56 @@ class EarlyStopping(Callback):
             return self.check_on_train_epoch_end
         if not trainer.enable_validation:
             return True
-        return trainer.check_val_every_n_epoch == 1 and trainer.val_check_interval == 1.0
+        timed = trainer.val_check_seconds is not None
+        return trainer.check_val_every_n_epoch == 1 and trainer.val_check_interval == 1.0 and not timed
 
     def _look(self, trainer: Trainer) -> None:
         metrics = trainer.callback_metrics
-        if trainer.fast_dev_run or (self.monitor not in metrics and not self.strict):
+        if trainer.fast_dev_run or not self._is_logged(trainer, metrics):
             return
-        if self.monitor not in metrics:
-            raise ConfigError(
-                f"EarlyStopping monitors {self.monitor!r}, which nobody logged.{nearest(self.monitor, metrics)} "
-                f"Logged: {', '.join(metrics) or 'nothing'}."
-            )
-        before = self.best_score
-        self.reason = self._judge(float(metrics[self.monitor]))
-        if self.verbose and self.best_score != before:
-            logger.info("%s improved to %.6g.", self.monitor, self.best_score)
-        if self.reason is not None:
-            logger.info("Stopping: %s.", self.reason)
-            self.stopped_epoch = trainer.current_epoch
-            trainer.should_stop = True
+        before = self._best
+        verdict = self._judge(float(metrics[self.monitor]))
+        if verdict is None:
+            if self.verbose and trainer.is_global_zero and self._best != before:
+                logger.info("%s improved to %.6g.", self.monitor, self._best)
+            return
+        self.stopping_reason, self.stopping_reason_message = verdict
+        self.stopped_epoch = trainer.current_epoch
+        trainer.should_stop = True
+        if trainer.is_global_zero:
+            logger.info("Stopping: %s.", self.stopping_reason_message)
 
-    def _judge(self, value: float) -> str | None:
+    def _is_logged(self, trainer: Trainer, metrics: dict[str, torch.Tensor]) -> bool:
+        if self.monitor in metrics:
+            return True
+        message = (
+            f"EarlyStopping monitors {self.monitor!r}, which nobody logged.{nearest(self.monitor, metrics)} "
+            f"Logged: {', '.join(metrics) or 'nothing'}."
+        )
+        if self.strict:
+            raise ConfigError(message)
+        if self.verbose and trainer.is_global_zero:
+            logger.warning(message)
+        return False
+
+    def _judge(self, value: float) -> tuple[EarlyStoppingReason, str] | None:
         """Return why to stop, or None."""
+        name = self.monitor
         if self.check_finite and not math.isfinite(value):
-            return f"{self.monitor} is {value}"
+            return EarlyStoppingReason.NON_FINITE_METRIC, f"{name} is {value}"
         if self.stopping_threshold is not None and self._better(value, self.stopping_threshold):
-            return f"{self.monitor}={value:.6g} is better than {self.stopping_threshold}"
+            message = f"{name}={value:.6g} is better than {self.stopping_threshold}"
+            return EarlyStoppingReason.STOPPING_THRESHOLD, message
         if self.divergence_threshold is not None and self._better(self.divergence_threshold, value):
-            return f"{self.monitor}={value:.6g} is worse than {self.divergence_threshold}"
-        if self._better(value, self.best_score, self.min_delta):
-            self.best_score, self.wait_count = value, 0
+            message = f"{name}={value:.6g} is worse than {self.divergence_threshold}"
+            return EarlyStoppingReason.DIVERGENCE_THRESHOLD, message
+        if self._better(value, self._best, self.min_delta):
+            self._best, self.wait_count = value, 0
             return None
         self.wait_count += 1
         if self.wait_count >= self.patience:
-            return f"{self.monitor} did not improve on {self.best_score:.6g} for {self.wait_count} checks"
+            message = f"{name} did not improve on {self._best:.6g} for {self.wait_count} checks"
+            return EarlyStoppingReason.PATIENCE_EXHAUSTED, message
         return None
 
     def _better(self, value: float, than: float, by: float = 0.0) -> bool:

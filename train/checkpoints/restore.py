@@ -40,7 +40,8 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
         )
     state = read_state(checkpoint)
     own = state["workers"][min(trainer.strategy.rank, len(state["workers"]) - 1)]
-    load_weights(trainer.module, checkpoint, partial(trainer.hooks, "on_load_checkpoint"), state["module"])
+    seen = {**state["module"], "callbacks": state["callbacks"]}
+    load_weights(trainer.module, checkpoint, partial(trainer.hooks, "on_load_checkpoint"), seen)
     _restore_optimizers(trainer, state, checkpoint)
     trainer.precision_plugin.load_state_dict(state["precision"])
     for key, callback in trainer.callbacks_by_key().items():

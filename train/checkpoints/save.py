@@ -1,38 +1,21 @@
-"""From a run to a checkpoint: what is kept, copied while training waits, written while it goes on."""
+"""What of a run a checkpoint keeps."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from shipline.checkpoint import STATE, STATE_TENSORS, WEIGHTS, CheckpointManifest
-from shipline.errors import ExistsError, TrainingError
+from shipline.checkpoint import CheckpointManifest
 from shipline.lineage import without_secrets
-from shipline.store import Committed, Publication, Store
-from shipline.train.checkpoints.image import Image
-from shipline.train.checkpoints.tree import encode_tree
+from shipline.store import Store
 from shipline.train.checkpoints.weights import split_tied
-from shipline.train.checkpoints.writer import Writer
 from shipline.train.metrics import finite_or_none
-from shipline.train.metrics.objects import metric_states
-from shipline.train.seed import rng_state
 
 if TYPE_CHECKING:
     from shipline.train.trainer import Trainer
-
-
-@dataclass
-class Saver:
-    """Memory for the copies, and the thread that writes them."""
-
-    writer: Writer = field(default_factory=Writer)
-    weights: Image = field(default_factory=Image)
-    state: Image = field(default_factory=Image)
 
 
 def save(
@@ -59,44 +42,33 @@ def save(
     Raises:
         TrainingError: the checkpoint before could not be written; or something in the state cannot be kept.
     """
+    submit = trainer.hooks.profiled("save_checkpoint", _submit)
+    submit(trainer, directory, (monitor, mode), weights_only, replace, then)
+
+
+def _submit(
+    trainer: Trainer,
+    directory: Store,
+    judged: tuple[str | None, Any],
+    weights_only: bool,
+    replace: bool,
+    then: Callable[[], None] | None,
+) -> None:
     trainer.loss_check.look()  # weights that came of a loss that is not finite are not to be kept
     content = _content(trainer)
     everybody = [] if weights_only else trainer.strategy.gather(_of_this_worker(trainer))
     if trainer.strategy.rank != 0:
         return
-    saver = trainer.saver
-    saver.writer.wait()  # the images are still being written
     tensors, tied = split_tied(content.pop("state_dict"))
-    files: dict[str, Any] = {WEIGHTS: saver.weights.fill(tensors)}
-    if not weights_only:
-        state = _of_the_run(trainer) | {"module": _own(content), "workers": everybody}
-        files[STATE], state_tensors = encode_tree(state)
-        files[STATE_TENSORS] = saver.state.fill(state_tensors)
-    manifest = _manifest(trainer, tied, monitor, mode)
-    todo = [logger.save for logger in trainer.loggers]  # a resumed run counts on the rows up to here
-    todo += [partial(_commit, directory, files, manifest, replace), *([then] if then is not None else [])]
-
-    def write() -> None:
-        while todo:  # tried again, it goes on where it failed
-            todo[0]()
-            todo.pop(0)
-
-    saver.writer.submit(str(directory), write)
-
-
-def _commit(directory: Store, files: dict[str, Any], manifest: CheckpointManifest, replace: bool) -> None:
-    with Publication(directory) as publication:
-        for name, data in files.items():
-            publication.add(name, data)
-        try:
-            publication.commit(manifest, replace)
-        except ExistsError:
-            # Perhaps by ourselves: a store may take a file and then fail to say so.
-            there = Committed[CheckpointManifest].open(directory, CheckpointManifest).manifest
-            if {n: entry.sha256 for n, entry in there.files.items()} != publication.digests():
-                raise TrainingError(
-                    f"{directory} holds another checkpoint already; give each a name of its own."
-                ) from None
+    trainer.saver.save(
+        directory,
+        tensors,
+        None if weights_only else _of_the_run(trainer) | {"module": _own(content), "workers": everybody},
+        _manifest(trainer, tied, *judged),
+        first=[each.save for each in trainer.loggers],  # a resumed run counts on the rows up to here
+        replace=replace,
+        then=then,
+    )
 
 
 def _manifest(trainer: Trainer, tied: dict[str, str], monitor: str | None, mode: Any) -> CheckpointManifest:
@@ -152,11 +124,10 @@ def _of_the_run(trainer: Trainer) -> dict[str, Any]:
 def _of_this_worker(trainer: Trainer) -> dict[str, Any]:
     """What each worker has of its own."""
     module = trainer.module
-    # Within a validation that will be begun again, what it has drawn and counted so far does not count.
-    now = trainer.before_validation or {"rng": rng_state(), "metric_states": metric_states(module)}
     return {
-        **now,
-        "feeds": trainer.fit_data.states(trainer.progress.batches),
+        # Of a validation that will be begun again, what it has drawn, loaded and counted so far does not count.
+        **(trainer.before_validation or trainer.interruptible_state()),
+        "train_feed": trainer.fit_data.train_state(trainer.progress.batches),
         "epoch_metrics": trainer.metrics.entries_state("train"),
         "gradients": _gradients(module) if trainer.holds_gradients() else {},
     }

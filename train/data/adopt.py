@@ -49,6 +49,10 @@ class ModuleLoaders(DataModule):
     def __init__(self, module: Any) -> None:
         self._module = module
 
+    def has_loader(self, name: str) -> bool:
+        """Whether the module has a loader of this name."""
+        return overrides(self._module, f"{name}_dataloader")
+
     def train_dataloader(self) -> Any:
         """Return the module's."""
         return self._module.train_dataloader()

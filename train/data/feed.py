@@ -7,6 +7,7 @@ loaded; a loader with `state_dict` and `load_state_dict` goes there by itself; a
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,19 +31,24 @@ def feed(loader: Any, every: int = 1, first: int = 0) -> Feed:
     """Return the loader as a Feed, of each `every`-th batch from `first` on."""
     if isinstance(loader, Feed):
         return loader
-    if hasattr(loader, "state_dict") and hasattr(loader, "load_state_dict"):
+    if isinstance(loader, DataLoader) and _is_ordinary(loader) and not isinstance(loader.dataset, IterableDataset):
+        return WorkerFeed(loader, every, first) if loader.num_workers else MapFeed(loader, every, first)
+    if hasattr(loader, "load_state_dict"):
         return StatefulFeed(loader, loader, every, first)
-    if isinstance(loader, DataLoader) and _is_ordinary(loader):
-        if not isinstance(loader.dataset, IterableDataset):
-            return WorkerFeed(loader, every, first) if loader.num_workers else MapFeed(loader, every, first)
-        if hasattr(loader.dataset, "load_state_dict") and not loader.num_workers:
-            return StatefulFeed(loader, loader.dataset, every, first)
+    if isinstance(loader, DataLoader) and hasattr(loader.dataset, "load_state_dict") and not loader.num_workers:
+        return StatefulFeed(loader, loader.dataset, every, first)
     return Feed(loader, every, first)
 
 
 def _is_ordinary(loader: DataLoader[Any]) -> bool:
-    """Whether the loader iterates as PyTorch's own does; what a subclass does in its own way is left to it."""
+    """Whether the loader iterates as PyTorch's own does; what a subclass does in its own way is left to it.
+
+    Over a dataset without a state, torchdata's StatefulDataLoader does, too, and would not bring back what its workers
+    draw at random.
+    """
     kind = type(loader)
+    if kind.__name__ == "StatefulDataLoader" and kind.__module__.startswith("torchdata."):
+        return not hasattr(loader.dataset, "load_state_dict")
     return kind.__iter__ is DataLoader.__iter__ and kind._get_iterator is DataLoader._get_iterator  # noqa: SLF001
 
 
@@ -58,6 +64,7 @@ class Feed:
         self._start: State | None = None
         self._first: State | None = None
         self._ahead: State | None = None  # before the batch that was fetched ahead of its turn
+        self._ended = False  # whether there was none
         self._resumed: State | None = None
 
     def __len__(self) -> int:
@@ -85,7 +92,14 @@ class Feed:
 
     def end_epoch(self) -> None:
         """Say that the epoch is over: the next one begins at its first batch."""
+        if self._resumed is not None:  # at the end of an epoch, of which nothing is left
+            self._pass_resumed()
         self._start = None
+
+    @property
+    def at_end(self) -> bool:
+        """Whether no epoch has begun, or the one that has is over."""
+        return self._start is None or self._ended
 
     def state_dict(self, done: int | None = None) -> State:
         """Return what brings a feed to where `done` batches have been given; default: to where it is."""
@@ -95,7 +109,7 @@ class Feed:
         done = self.position if done is None else done
         extra = self._extra(done) if self._ahead is None else self._ahead["extra"]
         ahead = None if self._ahead is None else self._ahead["generators"]
-        begun = {"start": self._start, "first": self._first, "ahead": ahead}
+        begun = {"start": self._start, "first": self._first, "ahead": ahead, "ended": self._ended}
         return {"position": done, "own": own, **begun, **extra}
 
     def load_state_dict(self, state: State) -> None:
@@ -107,7 +121,7 @@ class Feed:
 
     def _epoch(self) -> Iterator[Any]:
         state, self._resumed = self._resumed, None
-        self._ahead = None
+        self._ahead, self._ended = None, False
         if state is None:
             self._start, self._first = self._generators.state_dict(), None
             self.position = 0
@@ -115,7 +129,10 @@ class Feed:
         now = self._generators.state_dict()
         self._generators.load_state_dict(state["start"])
         self._start, self._first, self.position = state["start"], state["first"], state["position"]
+        self._ended = state["ended"]
         source = self._go_on(state)
+        if self._ended:
+            source = iter(())
         if state["ahead"] is not None:
             self._generators.load_state_dict(state["ahead"])
             self._remember_ahead()
@@ -129,6 +146,7 @@ class Feed:
         for batch in itertools.islice(source, left):
             self.position += 1
             yield batch, self.position == count
+        self._ended = True
 
     def _looking_ahead(self, source: Iterator[Any], most: int | None) -> Iterator[tuple[Any, bool]]:
         self._remember_first()
@@ -142,6 +160,8 @@ class Feed:
                 return
             self._remember_ahead()
             held = list(itertools.islice(source, 1))
+            if not held:
+                self._ahead, self._ended = None, True
             yield batch, not held
 
     def _remember_first(self) -> None:
@@ -150,6 +170,19 @@ class Feed:
 
     def _remember_ahead(self) -> None:
         self._ahead = {"generators": self._generators.state_dict(), "extra": self._extra(self.position)}
+
+    def _pass_resumed(self) -> None:
+        assert self._resumed is not None
+        self._generators.load_own_state(self._resumed["own"])
+        self._resumed = None
+
+    def record_indices(self) -> None:
+        """Keep, from the next epoch on, the indices of the batches that are given; where they are known."""
+
+    @property
+    def batch_indices(self) -> list[Any] | None:
+        """The indices of the rows of the batch given last; None where nobody knows, or nobody asked to keep them."""
+        return None
 
     # ---- what differs between loaders --------------------------------------------------------------------------------
 
@@ -181,12 +214,27 @@ class StatefulFeed(Feed):
     def __init__(self, loader: Any, keeper: Any, every: int = 1, first: int = 0) -> None:
         super().__init__(loader, every, first)
         self._keeper = keeper
+        self._loaded = False  # with the state of an epoch's end
 
     def load_state_dict(self, state: State) -> None:
         """Take up a state; what the loader counts over epochs, it is told at once."""
         super().load_state_dict(state)
         if state["position"] is None:
             self._keeper.load_state_dict(state["loader"])
+            self._loaded = True
+
+    def _begin(self) -> Iterator[Any]:
+        """Begin an epoch. A loader that was told that it had ended may give the rest of that first: nothing."""
+        loaded, self._loaded = self._loaded, False
+        if not loaded:
+            return super()._begin()
+        before = self._generators.state_dict()
+        source = iter(self.loader)
+        held = list(itertools.islice(source, 1))
+        if not held:
+            self._generators.load_state_dict(before)
+            return super()._begin()
+        return itertools.islice(itertools.chain(held, source), self.first, None, self.every)
 
     def _go_on(self, state: State) -> Iterator[Any]:
         self._keeper.load_state_dict(state["loader"])
@@ -214,6 +262,19 @@ class MapFeed(Feed):
     def set_epoch(self, epoch: int) -> None:
         """Tell the samplers which epoch begins."""
         self._order.set_epoch(epoch)
+
+    def record_indices(self) -> None:
+        """Keep the indices; those of batches that come in another order than they were asked for are unknown."""
+        if self.loader.in_order or not self.loader.num_workers:
+            self._order.record = deque()
+
+    @property
+    def batch_indices(self) -> list[Any] | None:
+        """The indices of the rows of the batch given last."""
+        found = self._order.recorded(self.position - 1)
+        if found is None:
+            return None
+        return [found] if self.loader.batch_sampler is None else list(found)
 
     def _like(self, loader: DataLoader[Any]) -> DataLoader[Any]:
         """Return a loader like `loader`, in our order."""
@@ -283,6 +344,13 @@ class WorkerFeed(MapFeed):
 
     def _between_epochs(self) -> State:
         return {"workers": self._history.last(), "running": self._running} if self._persistent else {}
+
+    def _pass_resumed(self) -> None:
+        if not self._persistent:
+            super()._pass_resumed()
+            return
+        for _ in self.each():  # the workers go on in the next epoch, and must be where they were
+            pass
 
     def _load_workers(self, state: State) -> None:
         self._history.load(state["workers"])

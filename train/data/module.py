@@ -12,6 +12,7 @@ from shipline.errors import ConfigError
 from shipline.processing import Processing
 from shipline.train.arguments import KeepsArguments
 from shipline.train.data.fingerprint import fingerprint
+from shipline.train.hooks import overrides
 
 
 class DataModule(KeepsArguments):
@@ -83,6 +84,10 @@ class DataModule(KeepsArguments):
         shuffle = {} if isinstance(train_dataset, IterableDataset) else {"shuffle": True}
         return Loaders(None if train_dataset is None else make(train_dataset, **shuffle), *rest)
 
+    def has_loader(self, name: str) -> bool:
+        """Whether there is a loader of this name: train, val, test or predict; none is asked for."""
+        return overrides(self.adopted, f"{name}_dataloader")
+
     def raw_rows(self) -> Iterable[Any]:
         """Return raw inputs of validation rows as clients will send them: bytes of a file, or a JSON value.
 
@@ -100,6 +105,10 @@ class Loaders(DataModule):
 
     def __init__(self, train: Any = None, val: Any = None, test: Any = None, predict: Any = None) -> None:
         self._loaders = {"train": train, "val": val, "test": test, "predict": predict}
+
+    def has_loader(self, name: str) -> bool:
+        """Whether there is a loader of this name."""
+        return self._loaders[name] is not None
 
     def train_dataloader(self) -> Any:
         """Return the loader given."""

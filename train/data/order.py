@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 from torch.utils.data import (
@@ -38,11 +39,17 @@ class Order(Sampler[Any]):
         self._source: Iterator[Any] = iter(())
         self._passed = 0
         self.skip = 0
+        #: Where it is kept, what was given since, each with its number; off unless somebody asks for it.
+        self.record: deque[tuple[int, Any]] | None = None
+        self._numbers: Iterator[int] = count()
 
     def __iter__(self) -> Iterator[Any]:
         source: Iterator[Any] = iter(self._sampler)
         self._source = _in_own_stream(source) if self._own_stream else source
         self._passed = self._first + self.skip * self._every
+        if self.record is not None:
+            self.record.clear()
+            self._numbers = count(self.skip)
         return self
 
     def __next__(self) -> Any:
@@ -50,6 +57,8 @@ class Order(Sampler[Any]):
             self.pass_over()
         batch = next(self._source)
         self._passed = self._every - 1
+        if self.record is not None:
+            self.record.append((next(self._numbers), batch))
         return batch
 
     def pass_over(self) -> None:
@@ -60,6 +69,13 @@ class Order(Sampler[Any]):
 
     def __len__(self) -> int:
         return len(range(self._first, len(self._sampler), self._every))
+
+    def recorded(self, number: int) -> Any:
+        """Return what was given as number `number` of this share, and forget what came before; None if unknown."""
+        record = self.record or ()
+        while record and record[0][0] < number:
+            record.popleft()
+        return record[0][1] if record and record[0][0] == number else None
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the samplers which epoch begins, as PyTorch's DistributedSampler wants it."""

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from shipline.train.trainer import Trainer
 
 Name = Literal["validation", "test", "predict"]
+_STAGES = {"validation": "validate", "test": "test", "predict": "predict"}
 
 
 @dataclass
@@ -60,13 +61,13 @@ def evaluate(
 ) -> list[dict[str, float]]:
     """Return the metrics that the module's own step logs over the stage's data, for each of its loaders."""
     with prepared(trainer, module, data, stage, strategy):
-        loaders = data.val_dataloader() if stage == "validate" else data.test_dataloader()
         limit = trainer.limit_val_batches if stage == "validate" else trainer.limit_test_batches
+        if limit == 0:
+            return []
+        loaders = trainer.hooks.data("val_dataloader" if stage == "validate" else "test_dataloader")
         trainer.sources = sources(trainer, loaders, limit)
         if not trainer.sources:
             raise ConfigError(f"There is no data to {stage}: give a loader, or a DataModule that has one.")
-        if limit == 0:
-            return []
         results = run(trainer, "validation" if stage == "validate" else "test", trainer.inference_mode)
         ends = [_suffix(len(trainer.sources), index) for index in range(len(trainer.sources))]
         return [
@@ -80,7 +81,7 @@ def predict(
 ) -> list[list[Any]]:
     """Return what `predict_step` returns for each batch of each loader, unless it is not to be kept."""
     with prepared(trainer, module, data, "predict", strategy):
-        trainer.sources = sources(trainer, data.predict_dataloader(), trainer.limit_predict_batches)
+        trainer.sources = sources(trainer, trainer.hooks.data("predict_dataloader"), trainer.limit_predict_batches)
         if not trainer.sources:
             raise ConfigError("There is no data to predict: give a loader, or a DataModule that has one.")
         with _evaluating(trainer, "predict", trainer.inference_mode):
@@ -88,7 +89,7 @@ def predict(
             trainer.hooks("on_predict_epoch_start")
             trainer.predictions = [[] for _ in trainer.sources] if keep else None
             with trainer.metrics.stage(None):
-                _run_steps(trainer, "predict")
+                run_steps(trainer, "predict")
             trainer.hooks("on_predict_epoch_end")
             trainer.hooks("on_predict_end")
         return trainer.predictions or []
@@ -103,7 +104,7 @@ def run(trainer: Trainer, name: Name, inference_mode: bool, most: int | None = N
         with collecting(trainer, stage):
             trainer.hooks(f"on_{name}_start")
             trainer.hooks(f"on_{name}_epoch_start")
-            _run_steps(trainer, name, most)
+            run_steps(trainer, name, most)
             trainer.hooks(f"on_{name}_epoch_end")
             results, logged = reduced(trainer)
         log_values(trainer, logged)
@@ -123,17 +124,20 @@ def _has_step(trainer: Trainer, name: Name) -> bool:
     )
 
 
-def _run_steps(trainer: Trainer, name: Name, most: int | None = None) -> None:
+def run_steps(trainer: Trainer, name: Name, most: int | None = None) -> None:
     """Run the step `name` over each loader."""
     hooks, metrics, count = trainer.hooks, trainer.metrics, len(trainer.sources)
-    step = trainer.precision_plugin.wrap_step(step_of(trainer.module, f"{name}_step", 2 if count == 1 else 3))
+    step = trainer.compiled(step_of(trainer.module, f"{name}_step", 2 if count == 1 else 3))
+    step = trainer.precision_plugin.wrap_step(step)
     step = hooks.profiled(f"[Module]{type(trainer.module).__name__}.{name}_step", step)
     before, after = hooks.of(f"on_{name}_batch_start"), hooks.of(f"on_{name}_batch_end")
     transfer = hooks.transfer(trainer.data)
     for index, source in enumerate(trainer.sources):
         where = () if count == 1 else (index,)
         metrics.suffix = _suffix(count, index)
-        for number, (batch, _last) in enumerate(source.feed.batches(source.own_batches(most))):
+        batches = source.feed.batches(source.own_batches(most))
+        batches = trainer.profiler.profile_iterable(batches, f"{name}_dataloader_next")
+        for number, (batch, _last) in enumerate(batches):
             batch_idx = source.first + number * source.every
             if transfer is not None:
                 batch = transfer(batch, index)  # noqa: PLW2901
@@ -174,11 +178,12 @@ def _evaluating(trainer: Trainer, name: Name, inference_mode: bool) -> Iterator[
     if not trainer.hooks(f"on_{name}_model_eval"):
         trainer.module.eval()
     before, trainer.evaluation = trainer.evaluation, name
+    stage, trainer.state.stage = trainer.state.stage, "sanity_check" if trainer.sanity_checking else _STAGES[name]
     try:
         with torch.inference_mode() if inference_mode else torch.no_grad():
             yield
     finally:
-        trainer.evaluation = before
+        trainer.evaluation, trainer.state.stage = before, stage
         for part, training in modes:
             part.training = training
     if name != "predict":

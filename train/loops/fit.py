@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from shipline.checkpoint import Checkpoint
 from shipline.errors import TrainingError
 from shipline.train import checkpoints
-from shipline.train.loops import evaluation
+from shipline.train.loops import evaluation, schedules
 from shipline.train.loops.fit_data import FitData
 from shipline.train.loops.logging import collecting, log_step, log_values, reduced
 from shipline.train.loops.loss import LossCheck
 from shipline.train.loops.optimization import check_optimization, optimization
 from shipline.train.loops.optimizer import LoopOptimizer
 from shipline.train.loops.schedules import Schedule, parse_optimizers
-from shipline.train.metrics.objects import metric_states
-from shipline.train.seed import isolate_rng, rng_state, set_rng_state
+from shipline.train.seed import isolate_rng, set_rng_state
 from shipline.train.stage import begin_records, prepared
 
 if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
     from shipline.train.data import DataModule
     from shipline.train.module import Module
     from shipline.train.strategies import Strategy
@@ -47,26 +49,32 @@ def fit(
 def make_optimizers(trainer: Trainer) -> None:
     """Take the optimizers and schedules from the module, and what goes with them."""
     module = trainer.module
-    returned = module.configure_optimizers()
+    returned = trainer.hooks.method("configure_optimizers")()
     trainer.optimizers, trainer.schedules = parse_optimizers(returned, module.automatic_optimization)
     check_optimization(module, trainer.optimizers, trainer)
     trainer.loss_check = LossCheck(trainer)
-    count = None if module.automatic_optimization else trainer.progress.count_step
-    trainer.loop_optimizers = [LoopOptimizer(optimizer, trainer, count) for optimizer in trainer.optimizers]
+    trainer.loop_optimizers = [for_steps(trainer, optimizer) for optimizer in trainer.optimizers]
+
+
+def for_steps(trainer: Trainer, optimizer: Optimizer) -> LoopOptimizer:
+    """Return what a training step gets as its optimizer: in manual optimization its steps are counted."""
+    look = partial(trainer.hooks, "on_before_optimizer_step", optimizer)
+    count = None if trainer.module.automatic_optimization else trainer.progress.count_step
+    return LoopOptimizer(optimizer, trainer, look, count)
 
 
 def _check_sanity(trainer: Trainer) -> None:
     """Try a few validation batches, so that a mistake there shows now and not after the first epoch."""
     steps = trainer.num_sanity_val_steps
-    if steps == 0 or not trainer.fit_data.validation:
+    if steps == 0 or not trainer.fit_data.has_validation:
         return
     trainer.sanity_checking = True
-    trainer.hooks("on_sanity_check_start")
     with isolate_rng():
+        trainer.hooks("on_sanity_check_start")
         trainer.sources = trainer.fit_data.validation
         evaluation.run(trainer, "validation", inference_mode=False, most=None if steps == -1 else steps)
-    trainer.forget_metrics()
-    trainer.hooks("on_sanity_check_end")
+        trainer.forget_metrics()
+        trainer.hooks("on_sanity_check_end")
     trainer.sanity_checking = False
 
 
@@ -78,7 +86,7 @@ class FitLoop:
         self._progress = trainer.progress
         self._data = trainer.fit_data
         self._validated_at = 0.0
-        self._validated = False
+        self._validated = self._validates = False
 
     def run(self) -> None:
         """Train until it is time to stop."""
@@ -86,9 +94,10 @@ class FitLoop:
         if trainer.limit_train_batches == 0 or self._done():
             return
         self._begin()
+        train_epoch = trainer.hooks.profiled("run_training_epoch", self._train_epoch)
         while not self._done():
             with trainer.metrics.stage("train", trainer.resumed_entries()):
-                self._train_epoch()
+                train_epoch()
                 self._end_epoch()
         progress.current_epoch = progress.epochs_done
         trainer.saver.writer.wait()
@@ -98,19 +107,20 @@ class FitLoop:
     def _begin(self) -> None:
         trainer, hooks = self._trainer, self._trainer.hooks
         self._data.load()
+        self._validates = self._data.has_validation
         trainer.warn_of_evaluation_mode()
         with collecting(trainer, "train"):
             hooks("on_train_start")
             _, logged = reduced(trainer)
         log_values(trainer, logged)
         trainer.step = trainer.strategy.training_step(trainer.module)
-        step = trainer.precision_plugin.wrap_step(trainer.step)
+        step = trainer.precision_plugin.wrap_step(trainer.compiled(trainer.step))
         step = hooks.profiled(f"[Module]{type(trainer.module).__name__}.training_step", step)
         self._run_batch = hooks.profiled("run_training_batch", optimization(trainer, step))
         self._transfer = hooks.transfer(trainer.data)
         self._validated_at = time.monotonic()
         if (resumed := trainer.resumed) is not None:
-            self._data.load_states(resumed["feeds"])
+            self._data.load_states(resumed["train_feed"], resumed["validation_feeds"])
             set_rng_state(resumed["rng"])
             trainer.resumed = None
 
@@ -142,6 +152,7 @@ class FitLoop:
             metrics.begin_batch(batch)
             if -1 in [hook(batch, batch_idx) for hook in before_batch]:
                 progress.last = True
+                self._step_schedules(per_step, batch_idx, plateau=False)
                 self._step_schedules(self._schedules("epoch"), progress.current_epoch, plateau=False)
                 break
             outputs = run_batch(batch, batch_idx, last)
@@ -169,15 +180,14 @@ class FitLoop:
         if trainer.max_steps != -1 and trainer.module.automatic_optimization:
             most = progress.batches + (trainer.max_steps - progress.global_step) * trainer.accumulate_grad_batches
         batches = self._data.feed.batches(self._data.batches, most)
-        profiler = trainer.profiler
-        return batches if profiler is None else profiler.profile_iterable(batches, "train_dataloader_next")
+        return trainer.profiler.profile_iterable(batches, "train_dataloader_next")
 
     def _after_batch(self, validated: bool = False) -> bool:
         """Validate where that is due; say whether the epoch is to end here."""
         trainer, progress = self._trainer, self._progress
         if trainer.signals.received:
             trainer.check_signals()
-        if not validated and self._data.validation and self._data.validation_due(self._validated_at, time.monotonic()):
+        if not validated and self._validates and self._data.validation_due(self._validated_at, time.monotonic()):
             self._validate()
         if progress.last or progress.batches % trainer.accumulate_grad_batches == 0:
             if trainer.schedules:
@@ -190,12 +200,16 @@ class FitLoop:
 
     def _validate(self) -> None:
         trainer, progress = self._trainer, self._progress
+        if progress.last or progress.batches % trainer.accumulate_grad_batches == 0:
+            trainer.hooks.method("on_validation_model_zero_grad")()
+        self._data.renew_validation()
         trainer.sources = self._data.validation
+        if not trainer.sources:  # val_dataloader returned none after all
+            self._validates = False
+            return
         for source in trainer.sources:
             source.feed.set_epoch(progress.current_epoch)
-        if progress.last or progress.batches % trainer.accumulate_grad_batches == 0:
-            trainer.module.on_validation_model_zero_grad()
-        trainer.before_validation = {"rng": rng_state(), "metric_states": metric_states(trainer.module)}
+        trainer.before_validation = trainer.interruptible_state()
         evaluation.run(trainer, "validation", inference_mode=False)
         self._validated, self._validated_at = True, time.monotonic()
         trainer.agree()
@@ -212,7 +226,7 @@ class FitLoop:
             )
         progress.last = True
         self._step_schedules(self._schedules("epoch"), progress.current_epoch, plateau=False)
-        if self._data.validation and self._trainer.val_check_interval == 1.0 and self._data.batches != progress.batches:
+        if self._validates and self._trainer.val_check_interval == 1.0 and self._data.batches != progress.batches:
             self._validate()
             progress.phase = "ready"
 
@@ -268,12 +282,12 @@ class FitLoop:
         automatic = self._trainer.module.automatic_optimization
         return [schedule for schedule in self._trainer.schedules if automatic and schedule.interval == interval]
 
-    def _step_schedules(self, schedules: list[Schedule], index: int, *, plateau: bool) -> None:
+    def _step_schedules(self, due: list[Schedule], index: int, *, plateau: bool) -> None:
         """Step those whose turn it is: with the batch, or after validation where they need its metric."""
         trainer = self._trainer
-        for schedule in schedules:
+        for schedule in due:
             if schedule.reduce_on_plateau == plateau and (index + 1) % schedule.frequency == 0:
                 metrics = trainer.callback_metrics if plateau else {}
-                if plateau and schedule.monitor not in metrics and not self._validated and self._data.validation:
+                if plateau and schedule.monitor not in metrics and not self._validated and self._validates:
                     continue  # what it waits for comes with the first validation
-                schedule.step(metrics, trainer.module.lr_scheduler_step)
+                schedules.step(schedule, metrics, trainer.hooks.method("lr_scheduler_step"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from shipline.errors import ConfigError
@@ -23,7 +24,7 @@ class FitData:
         self._trainer = trainer
         self._feed: Feed | None = None
         self._validation: list[Source] | None = None
-        self._feed_of = self._validation_of = 0  # the epochs in which they were asked for
+        self._feed_of = 0  # the epoch in which it was asked for
         self.train_loader: Any = None
         self.validation_loaders: Any = None
 
@@ -32,7 +33,7 @@ class FitData:
         """This worker's training batches."""
         if self._feed is None:
             trainer = self._trainer
-            loader = trainer.data.train_dataloader()
+            loader = trainer.hooks.data("train_dataloader")
             if trainer.overfit_batches:
                 loader = unshuffled(loader)
             if trainer.use_distributed_sampler:
@@ -46,8 +47,9 @@ class FitData:
             self._check_interval()
         return self._feed
 
-    #: How many batches an epoch has; None where nobody knows.
+    #: How many batches an epoch has, and a validation of each loader; None where nobody knows.
     batches: int | None = None
+    validation_batches: Sequence[int | None] = ()
 
     @property
     def validation(self) -> list[Source]:
@@ -55,19 +57,36 @@ class FitData:
         if self._validation is None:
             trainer = self._trainer
             self._validation = []
-            if trainer.limit_val_batches != 0 and overrides(trainer.module, "validation_step"):
-                loaders = trainer.data.val_dataloader()
+            if self.has_validation:
+                loaders = trainer.hooks.data("val_dataloader")
                 if trainer.overfit_batches:
                     loaders = unshuffled(loaders)
                 self.validation_loaders = loaders
                 self._validation = sources(trainer, loaders, trainer.limit_val_batches)
-            self._validation_of = self._in_step(trainer.progress.epochs_done)
+            self.validation_batches = [source.own_batches() for source in self._validation]
+            if trainer.resumed is None:
+                trainer.progress.validation_loaders_of = trainer.progress.epochs_done
+            if self._feed is not None:
+                self._note_data()
         return self._validation
 
+    @property
+    def has_validation(self) -> bool:
+        """Whether there is something to validate; no loader is asked for."""
+        trainer = self._trainer
+        wanted = trainer.limit_val_batches != 0 and overrides(trainer.module, "validation_step")
+        return wanted and trainer.data.has_loader("val")
+
     def load(self) -> None:
-        """Ask for the loaders now, and note in the lineage which data they hold."""
+        """Ask for the loaders of the coming epoch: for validation, if it will be due."""
+        between = self._trainer.check_val_every_n_epoch
         assert self.feed is not None
-        assert self.validation is not None
+        if self._validation is None and (between is None or (self._trainer.progress.epochs_done + 1) % between == 0):
+            assert self.validation is not None
+        self._note_data()
+
+    def _note_data(self) -> None:
+        """Note in the lineage which data the loaders hold."""
         trainer = self._trainer
         if trainer.run_directory is not None and trainer.is_global_zero:
             own = overrides(trainer.data, "fingerprint")
@@ -75,24 +94,40 @@ class FitData:
             digest = trainer.data.fingerprint() if own else fingerprint(*loaders)
             trainer.lineage = trainer.lineage.model_copy(update={"data_fingerprint": digest})
 
+    def close(self) -> None:
+        """Let the loaders' worker processes end; the numbers of batches stay."""
+        self._feed = self._validation = None
+
+    def reload(self) -> None:
+        """Ask for the loaders again when they are needed next: they have become others."""
+        self._feed = self._validation = self.batches = None
+
     def renew(self) -> None:
-        """At the beginning of an epoch, ask for the loaders again if it is time."""
+        """At the beginning of an epoch, ask for the training loader again if it is time."""
         every, epoch = self._trainer.reload_dataloaders_every_n_epochs, self._trainer.progress.epochs_done
-        if every and self._feed is not None and epoch - self._feed_of >= every:
+        if every and epoch - self._feed_of >= every:
             self._feed = None
-        if every and self._validation is not None and epoch - self._validation_of >= every:
+            assert self.feed is not None
+
+    def renew_validation(self) -> None:
+        """Before a validation, forget its loaders if it is time to ask for them again."""
+        every, progress = self._trainer.reload_dataloaders_every_n_epochs, self._trainer.progress
+        if every and progress.epochs_done - progress.validation_loaders_of >= every:
             self._validation = None
 
-    def states(self, batches_done: int) -> dict[str, Any]:
-        """Return the positions of all loaders, where so many batches of the epoch have been trained on."""
-        train = None if self._feed is None else self._feed.state_dict(batches_done)
-        return {"train": train, "validation": [source.feed.state_dict() for source in self._validation or []]}
+    def train_state(self, batches_done: int) -> dict[str, Any] | None:
+        """Return the position of the training loader, where so many batches of the epoch have been trained on."""
+        return None if self._feed is None else self._feed.state_dict(batches_done)
 
-    def load_states(self, states: dict[str, Any]) -> None:
-        """Take up positions of `states`."""
-        if states["train"] is not None:
-            self.feed.load_state_dict(states["train"])
-        for source, state in zip(self.validation, states["validation"], strict=False):
+    def validation_states(self) -> list[dict[str, Any]]:
+        """Return the positions of the validation loaders."""
+        return [source.feed.state_dict() for source in self._validation or []]
+
+    def load_states(self, train: dict[str, Any] | None, validation: list[dict[str, Any]]) -> None:
+        """Take up positions of all loaders."""
+        if train is not None:
+            self.feed.load_state_dict(train)
+        for source, state in zip(self.validation if validation else [], validation, strict=False):
             source.feed.load_state_dict(state)
 
     def validation_due(self, validated_at: float, now: float) -> bool:

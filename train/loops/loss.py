@@ -24,6 +24,7 @@ class LossCheck:
         self._trainer = trainer
         self._policy = trainer.nonfinite_loss
         self._at_once = trainer.device.type == "cpu" or self._policy == "skip"
+        self._together = trainer.world_size > 1
         self._kept: list[tuple[torch.Tensor, str]] = []
 
     def loss_of(self, outputs: Any, batch_idx: int) -> torch.Tensor | None:
@@ -33,10 +34,28 @@ class LossCheck:
             TrainingError: it is no loss, or not finite; the message says in which step.
         """
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        if loss is None and (outputs is None or "loss" in outputs):
+        none = loss is None and (outputs is None or "loss" in outputs)
+        if self._together:
+            return self._loss_of_all(None if none else self._checked(outputs, loss, batch_idx), batch_idx)
+        if none:
             return None
+        return self._finite(self._checked(outputs, loss, batch_idx), batch_idx)
+
+    def _loss_of_all(self, loss: torch.Tensor | None, batch_idx: int) -> torch.Tensor | None:
+        """Skip a batch on all workers or on none: a worker that ran no backward pass would leave the others waiting."""
+        if self._policy != "skip":
+            if loss is None:
+                raise TrainingError(self._none_here(batch_idx))
+            return self._finite(loss, batch_idx)
+        here = torch.tensor(float(loss is not None and math.isfinite(loss.item())), device=self._trainer.device)
+        return loss if self._trainer.strategy.reduce(here, reduce_op="min").item() else None
+
+    def _checked(self, outputs: Any, loss: Any, batch_idx: int) -> torch.Tensor:
         if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.requires_grad:
             raise TrainingError(self._wrong(outputs, loss, batch_idx))
+        return loss
+
+    def _finite(self, loss: torch.Tensor, batch_idx: int) -> torch.Tensor | None:
         if self._policy == "ignore":
             return loss
         if not self._at_once:
@@ -73,6 +92,13 @@ class LossCheck:
     def _where(self, batch_idx: int) -> str:
         trainer = self._trainer
         return f"epoch {trainer.current_epoch}, batch {batch_idx}, step {trainer.global_step}"
+
+    def _none_here(self, batch_idx: int) -> str:
+        return (
+            f"training_step returned None on worker {self._trainer.global_rank} of {self._trainer.world_size} "
+            f"({self._where(batch_idx)}), and the others would wait for its gradients: return a loss on each, or set "
+            "Trainer(nonfinite_loss='skip'), which skips the batch on all workers."
+        )
 
     def _wrong(self, outputs: Any, loss: Any, batch_idx: int) -> str:
         where = self._where(batch_idx)

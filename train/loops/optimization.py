@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from shipline.errors import ConfigError, TrainingError
-from shipline.train.loops.optimizer import LoopOptimizer
+from shipline.train.loops.optimizer import LoopOptimizer, unwrapped
 
 if TYPE_CHECKING:
     from shipline.train.strategies import Step
@@ -51,13 +51,7 @@ class OptimizationHooks:
         """Run the backward pass of a loss, with the hooks around it; for manual optimization."""
         if self.automatic_optimization:
             raise TrainingError("manual_backward is for manual optimization: set self.automatic_optimization = False.")
-        trainer = self.trainer
-        hooks = trainer.hooks
-        loss = trainer.precision_plugin.scale(loss)
-        trainer.strategy.before_manual_backward(trainer.step, loss)
-        hooks("on_before_backward", loss)
-        self.backward(loss, *args, **kwargs)
-        hooks("on_after_backward")
+        self.trainer.uncompiled(_backward_by_hand)(self.trainer, loss, *args, **kwargs)
 
     def backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
         """Compute the gradients of a loss."""
@@ -91,6 +85,7 @@ class OptimizationHooks:
         """Limit the norm of the optimizer's gradients together ("norm", the default), or each of their values."""
         if not gradient_clip_val:
             return
+        self.trainer.precision_plugin.unscale(unwrapped(optimizer))
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         if gradient_clip_algorithm == "value":
             nn.utils.clip_grad_value_(parameters, gradient_clip_val)
@@ -133,21 +128,38 @@ def optimization(trainer: Trainer, step: Step) -> RunBatch:
     return _automatic(trainer, step) if trainer.module.automatic_optimization else _manual(trainer, step)
 
 
+def _backward_by_hand(trainer: Trainer, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+    hooks = trainer.hooks
+    loss = trainer.precision_plugin.scale(loss)
+    trainer.strategy.before_manual_backward(trainer.step, loss)
+    hooks("on_before_backward", loss)
+    hooks.method("backward")(loss, *args, **kwargs)
+    hooks("on_after_backward")
+
+
 def _automatic(trainer: Trainer, step: Step) -> RunBatch:  # noqa: C901 -- the hot path, to be read in one piece
     """Training step and backward pass run inside the optimizer's step, as its closure."""
-    module, hooks, progress = trainer.module, trainer.hooks, trainer.progress
+    hooks, progress = trainer.hooks, trainer.progress
     precision, loss_of = trainer.precision_plugin, trainer.loss_check.loss_of
     raw = trainer.optimizers[0] if trainer.optimizers else None
-    optimizer: Any = LoopOptimizer(raw, trainer, None) if raw is not None and precision.scales else raw
     before_zero, before_backward = hooks.of("on_before_zero_grad"), hooks.of("on_before_backward")
     after_backward, before_step = hooks.of("on_after_backward"), hooks.of("on_before_optimizer_step")
     clip = trainer.gradient_clip_val is not None or hooks.overridden("configure_gradient_clipping")
-    backward = hooks.profiled("backward", module.backward)
-    optimizer_step = hooks.profiled("optimizer_step", module.optimizer_step)
+    backward, zero_grad = hooks.method("backward"), hooks.method("optimizer_zero_grad")
+    optimizer_step, clip_gradients = hooks.method("optimizer_step"), hooks.method("configure_gradient_clipping")
+
+    def look_at_gradients() -> None:
+        for hook in before_step:
+            hook(raw)
+        if clip and raw is not None:
+            clip_gradients(raw, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
+
+    optimizer: Any = raw if raw is None or not precision.scales else LoopOptimizer(raw, trainer, look_at_gradients)
 
     def run(batch: Any, batch_idx: int, last: bool) -> Any:  # noqa: C901
         outputs: dict[str, Any] = {}
         every = trainer.accumulate_grad_batches
+        steps = last or (batch_idx + 1) % every == 0
 
         def closure() -> torch.Tensor | None:
             nonlocal outputs
@@ -156,7 +168,7 @@ def _automatic(trainer: Trainer, step: Step) -> RunBatch:  # noqa: C901 -- the h
             if batch_idx % every == 0 and raw is not None:
                 for hook in before_zero:
                     hook(raw)
-                module.optimizer_zero_grad(progress.current_epoch, batch_idx, raw)
+                zero_grad(progress.current_epoch, batch_idx, raw)
             if loss is not None:
                 loss = loss / every if every > 1 else loss
                 outputs = _with_loss(found, loss)
@@ -166,25 +178,24 @@ def _automatic(trainer: Trainer, step: Step) -> RunBatch:  # noqa: C901 -- the h
                 backward(loss)
                 for hook in after_backward:
                     hook()
+            elif steps:
+                trainer.strategy.average_gradients(
+                    trainer.module
+                )  # of the batches before; this one's backward would have
             return loss
 
-        def closure_of_step() -> torch.Tensor | None:
+        def closure_and_look() -> torch.Tensor | None:
             loss = closure()
-            if not precision.scales:
-                look_at_gradients()
+            look_at_gradients()
             return loss
 
-        def look_at_gradients() -> None:
-            for hook in before_step:
-                hook(raw)
-            if clip and raw is not None:
-                module.configure_gradient_clipping(raw, trainer.gradient_clip_val, trainer.gradient_clip_algorithm)
-
-        if last or (batch_idx + 1) % every == 0:
+        if steps:
             if raw is None:
                 closure()
             else:
-                optimizer_step(progress.current_epoch, batch_idx, optimizer, closure_of_step)
+                optimizer_step(
+                    progress.current_epoch, batch_idx, optimizer, closure_and_look if optimizer is raw else closure
+                )
             progress.global_step += 1
         else:
             with trainer.strategy.no_sync(trainer.step):

@@ -14,10 +14,19 @@ if TYPE_CHECKING:
 
 
 class LoopOptimizer:
-    """Stands for an optimizer (Lightning's LightningOptimizer): everything but `step` is the optimizer's own."""
+    """Stands for an optimizer (Lightning's LightningOptimizer): everything but `step` is the optimizer's own.
 
-    def __init__(self, optimizer: Optimizer, trainer: Trainer, count: Callable[[], None] | None) -> None:
-        self.__dict__.update(optimizer=optimizer, _trainer=trainer, _count=count)
+    Args:
+        optimizer: the one that it stands for.
+        trainer: that runs it.
+        look: called before each step, when the gradients are there and not scaled.
+        count: called after each step; None where the loop counts.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, trainer: Trainer, look: Callable[[], Any], count: Callable[[], None] | None = None
+    ) -> None:
+        self.__dict__.update(optimizer=optimizer, _trainer=trainer, _look=look, _count=count)
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
@@ -26,15 +35,11 @@ class LoopOptimizer:
 
     def step(self, closure: Callable[[], Any] | None = None, **_options: Any) -> Any:
         """Step, after `closure` has computed the gradients, if it is given."""
-        trainer = self._trainer
-
-        def look() -> None:
-            trainer.hooks("on_before_optimizer_step", self.optimizer)
-
-        after = look if self._count is not None else _nothing  # in automatic optimization the closure has done it
-        result = trainer.precision_plugin.optimizer_step(self.optimizer, closure or _nothing, after)
-        if self._count is not None:
-            self._count()
+        step = self._trainer.uncompiled(self._trainer.precision_plugin.optimizer_step)
+        if self._count is None:
+            return step(self.optimizer, closure or _nothing, self._look)
+        result = self._trainer.hooks.profiled("optimizer_step", step)(self.optimizer, closure or _nothing, self._look)
+        self._count()
         return result
 
     @contextlib.contextmanager
@@ -64,3 +69,8 @@ class LoopOptimizer:
 
 def _nothing() -> None:
     return None
+
+
+def unwrapped(optimizer: Any) -> Optimizer:
+    """Return the optimizer itself."""
+    return optimizer.optimizer if type(optimizer) is LoopOptimizer else optimizer  # type: ignore[no-any-return]

@@ -23,6 +23,7 @@ class Progress:
     all_batches: int = 0  # done in all epochs
     global_step: int = 0  # steps of optimizers
     stepped_batches: int = 0  # batches after which optimizers stepped: the axis of loggers
+    validation_loaders_of: int = 0  # the epoch that asked for them
     validation_batches: int = 0  # the axis of what validation steps log
 
     def begin_epoch(self) -> None:

@@ -43,17 +43,24 @@ class Schedule:
             raise ConfigError(f"lr_scheduler has interval={self.interval!r}; choose 'epoch' or 'step'.")
         self.reduce_on_plateau |= isinstance(self.scheduler, ReduceLROnPlateau)
 
-    def step(self, metrics: Mapping[str, Any], act: Callable[[Any, Any], None]) -> None:
-        """Let `act` step the scheduler, with the monitored metric where one is needed, else with None."""
-        if not self.reduce_on_plateau:
-            act(self.scheduler, None)
-        elif (value := metrics.get(str(self.monitor))) is not None:
-            act(self.scheduler, value)
-        elif self.strict:
-            raise ConfigError(
-                f"lr_scheduler monitors {self.monitor!r}, which nobody logged.{nearest(str(self.monitor), metrics)} "
-                f"Logged: {', '.join(metrics) or 'nothing'}."
-            )
+
+def step(schedule: Schedule, metrics: Mapping[str, Any], act: Callable[[Any, Any], None]) -> None:
+    """Let `act` step the scheduler, with the monitored metric where one is needed, else with None.
+
+    In place of a Schedule, a callback of Lightning's may have put what has the same attributes.
+
+    Raises:
+        ConfigError: nobody has logged the metric, and the schedule is strict about it.
+    """
+    if not schedule.reduce_on_plateau:
+        act(schedule.scheduler, None)
+    elif (value := metrics.get(str(schedule.monitor))) is not None:
+        act(schedule.scheduler, value)
+    elif schedule.strict:
+        raise ConfigError(
+            f"lr_scheduler monitors {schedule.monitor!r}, which nobody logged."
+            f"{nearest(str(schedule.monitor), metrics)} Logged: {', '.join(metrics) or 'nothing'}."
+        )
 
 
 def parse_optimizers(returned: Any, automatic: bool = True) -> tuple[list[Optimizer], list[Schedule]]:

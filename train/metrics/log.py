@@ -67,7 +67,8 @@ class MetricLog:
 
         Within None nothing can be logged.
         """
-        outer = (self._entries, self._stage, self._batch, self._in_batch)
+        outer = (self._entries, self._stage, self._batch, self._in_batch, self.step_logged)
+        self.step_logged = {}
         self._entries = {} if entries is None else entries
         self._stage, self._batch, self._in_batch = stage, None, False
         around = dict(self._of_stages)
@@ -77,7 +78,7 @@ class MetricLog:
             yield
         finally:
             self._of_stages = around
-            self._entries, self._stage, self._batch, self._in_batch = outer
+            self._entries, self._stage, self._batch, self._in_batch, self.step_logged = outer
 
     def forget_steps(self) -> None:
         """Forget the latest values of steps."""
@@ -173,6 +174,9 @@ class MetricLog:
         everybody = gather((_states(self._entries), steps))
         entries = self._merged([states for states, _ in everybody])
         results = {name: self._result(name, entry, gather, world_size) for name, entry in entries.items()}
+        for entry in entries.values():  # only now: one metric may be logged by several names
+            if entry.metric is not None:
+                entry.metric.reset()
         together: dict[str, list[float]] = {}
         for _, theirs in everybody:
             for name, value in theirs.items():
@@ -224,9 +228,7 @@ class MetricLog:
         if entry.values is not None:
             return entry.values.result()
         value = epoch_value(entry.metric, gather, world_size)
-        entry.metric.reset()
-        number = _number(name, value)
-        return float(number)
+        return float(_number(name, value))
 
 
 def _states(entries: dict[str, _Entry]) -> dict[str, Any]:

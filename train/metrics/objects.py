@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -107,7 +108,8 @@ def _merged(part: Any, states: list[dict[str, Any]]) -> dict[str, Any]:
     for name, reduction in part._reductions.items():  # noqa: SLF001
         values = [state[name] for state in states]
         if isinstance(values[0], list):
-            items = [item for value in values for item in value]
+            # Workers took turns with the batches: so the rows are in the order in which one worker has them.
+            items = [item for turn in zip_longest(*values) for item in turn if item is not None]
             merged[name] = items if reduction is None or not items else [reduction(items)]
         else:
             stacked = torch.stack(values)

@@ -22,9 +22,14 @@ class Precision:
     def __init__(self, name: str, device: torch.device) -> None:
         self.name = name
         self.device = device
+        #: Whether `optimizer_step` does more than to step; where it does not, the loop steps without it.
+        self.scales = type(self).optimizer_step is not Precision.optimizer_step
 
     def convert_module(self, module: nn.Module) -> nn.Module:
-        """Return the module with weights in this precision."""
+        """Bring the module's weights to this precision, in place, and return it.
+
+        Called when its last layers are made, before its optimizers are.
+        """
         return module
 
     def init_context(self) -> AbstractContextManager[Any]:
@@ -46,8 +51,8 @@ class Precision:
         """Return the loss from which the gradients are to be computed."""
         return loss
 
-    #: Whether `optimizer_step` does more than to step: whether gradients are scaled.
-    scales = False
+    def unscale(self, optimizer: Optimizer) -> None:
+        """Make the optimizer's gradients those of the loss itself; a second call changes nothing."""
 
     def optimizer_step(
         self, optimizer: Optimizer, closure: Callable[[], Any], after_closure: Callable[[], None]

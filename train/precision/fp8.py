@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -40,7 +41,12 @@ class Fp8Precision(MixedPrecision):
 
     @staticmethod
     def convert(module: nn.Module, **config: Any) -> nn.Module:
-        """Replace the linear layers whose sizes the hardware can do; `config` is torchao's Float8LinearConfig."""
+        """Replace, in place, the linear layers whose sizes the hardware can do.
+
+        Args:
+            module: what is trained.
+            config: of torchao's Float8LinearConfig; `emulate=True` computes the same without the hardware.
+        """
         try:
             from torchao.float8 import Float8LinearConfig, convert_to_float8_training
         except ModuleNotFoundError as error:
@@ -51,7 +57,20 @@ class Fp8Precision(MixedPrecision):
                 layer.in_features % _MULTIPLE or layer.out_features % _MULTIPLE
             )
 
-        return convert_to_float8_training(module, module_filter_fn=fits, config=Float8LinearConfig(**config))  # type: ignore[no-any-return]
+        # Padded, for a batch of any number of rows: in the backward pass they are a size that the hardware must fit.
+        settings = Float8LinearConfig(**({"pad_inner_dim": True} | config))
+        return convert_to_float8_training(module, module_filter_fn=fits, config=settings)  # type: ignore[no-any-return]
+
+    def wrap_step(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the step under autocast, and outside of inference mode, in which torchao's tensors do not work."""
+        run = super().wrap_step(step)
+
+        def outside(*arguments: Any) -> Any:
+            grad = torch.is_grad_enabled()
+            with torch.inference_mode(mode=False), torch.set_grad_enabled(grad):
+                return run(*arguments)
+
+        return outside
 
     def release(self, module: nn.Module) -> None:
         """Make plain linear layers of them again, with the same weights."""
@@ -70,4 +89,4 @@ def _plain(layer: Any) -> nn.Linear:
     with torch.device("meta"):
         plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None)
     plain.weight, plain.bias = layer.weight, layer.bias
-    return plain
+    return plain.train(layer.training)

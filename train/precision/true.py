@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from shipline.train.batches import mapped
 from shipline.train.precision.base import Precision
 
 _DTYPES = {"64-true": torch.float64, "16-true": torch.float16, "bf16-true": torch.bfloat16}
+_CASTS = {torch.float64: nn.Module.double, torch.float16: nn.Module.half, torch.bfloat16: nn.Module.bfloat16}
 
 
 class TruePrecision(Precision):
@@ -22,8 +24,8 @@ class TruePrecision(Precision):
         self.dtype = _DTYPES[name]
 
     def convert_module(self, module: nn.Module) -> nn.Module:
-        """Return the module with its floating-point weights in this dtype."""
-        return module.to(self.dtype)
+        """Return the module with its floating-point weights in this dtype; complex ones stay as they are."""
+        return _CASTS[self.dtype](module)  # these, unlike `to`, leave complex weights and torchmetrics' sums alone
 
     @contextlib.contextmanager
     def init_context(self) -> Iterator[None]:
@@ -37,7 +39,7 @@ class TruePrecision(Precision):
 
     def convert_input(self, batch: Any) -> Any:
         """Return the batch with its floating-point tensors in this dtype."""
-        return _converted(batch, self.dtype)
+        return mapped(batch, _is_floating, lambda tensor: tensor.to(self.dtype))
 
     def wrap_step(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """Return the step, in which new tensors have this dtype."""
@@ -49,13 +51,5 @@ class TruePrecision(Precision):
         return run
 
 
-def _converted(batch: Any, dtype: torch.dtype) -> Any:
-    if isinstance(batch, torch.Tensor):
-        return batch.to(dtype) if batch.is_floating_point() else batch
-    if isinstance(batch, dict):
-        return {key: _converted(value, dtype) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(_converted(value, dtype) for value in batch))
-    if isinstance(batch, list | tuple):
-        return type(batch)(_converted(value, dtype) for value in batch)
-    return batch
+def _is_floating(item: Any) -> bool:
+    return isinstance(item, torch.Tensor) and item.is_floating_point()

@@ -2,5 +2,6 @@
 
 from shipline.train.strategies.base import Step, Strategy, step_of
 from shipline.train.strategies.ddp import Ddp
+from shipline.train.strategies.pick import pick_strategy
 
-__all__ = ["Ddp", "Step", "Strategy", "step_of"]
+__all__ = ["Ddp", "Step", "Strategy", "pick_strategy", "step_of"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from shipline.errors import ConfigError
+from shipline.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from shipline.train.module import Module
@@ -21,10 +21,15 @@ Step = Callable[..., Any]
 class Strategy:
     """One worker. A strategy of several overrides what they must do together; names are PyTorch Lightning's."""
 
+    #: Whether it is for several workers: of one alone it would only make more work.
+    joins_workers = False
+
     rank = 0
     world_size = 1
     local_rank = 0
     node_rank = 0
+    #: Where this worker computes; the Trainer sets it.
+    root_device = torch.device("cpu")
 
     @property
     def global_rank(self) -> int:
@@ -51,6 +56,9 @@ class Strategy:
     def before_manual_backward(self, step: Step, loss: torch.Tensor) -> None:
         """Called before a backward pass that runs inside the training step."""
 
+    def average_gradients(self, module: Module) -> None:
+        """Make gradients that were only accumulated those of all workers, where no backward pass will do it."""
+
     def barrier(self, name: str | None = None) -> None:
         """Wait for all workers."""
 
@@ -67,13 +75,32 @@ class Strategy:
         return tensor
 
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
-        """Return the mean or the sum over all workers."""
+        """Return the mean, the sum, the product, the least or the greatest over all workers; ConfigError for others."""
+        operation(reduce_op)
         return tensor
 
     def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:  # noqa: A002 -- Lightning's name
         """Return whether all workers want something, or any."""
         wishes = self.gather(bool(decision))
         return bool(min(wishes) if all else max(wishes))
+
+
+_OPERATIONS = ("mean", "sum", "min", "max", "product")
+
+
+def operation(reduce_op: Any) -> str:
+    """Return the name of what `reduce` is to do, which is given by its name, or as torch's ReduceOp.
+
+    Raises:
+        ConfigError: it is none that there is.
+    """
+    name = str(reduce_op).lower().rpartition(".")[2]
+    name = "mean" if name == "avg" else name
+    if name not in _OPERATIONS:
+        raise ConfigError(
+            f"reduce has reduce_op={reduce_op!r}.{nearest(name, _OPERATIONS)} Known: {', '.join(_OPERATIONS)}."
+        )
+    return name
 
 
 def step_of(module: nn.Module, name: str, arguments: int = 2) -> Callable[..., Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parallel.distributed import _find_tensors
 
-from shipline.train.strategies.base import Step, Strategy, step_of
+from shipline.train.strategies.base import Step, Strategy, operation, step_of
 
 if TYPE_CHECKING:
     from shipline.train.module import Module
@@ -24,6 +25,8 @@ class Ddp(Strategy):
     Args:
         options: of `torch.nn.parallel.DistributedDataParallel`, such as `find_unused_parameters=True`.
     """
+
+    joins_workers = True
 
     def __init__(self, **options: Any) -> None:
         self._options = options
@@ -38,25 +41,43 @@ class Ddp(Strategy):
         """The number of workers."""
         return dist.get_world_size()
 
+    @property
+    def local_rank(self) -> int:  # type: ignore[override]
+        """The number of this worker on its machine, which who started it says: Ray, torchrun."""
+        return int(os.environ.get("LOCAL_RANK", "0"))
+
+    @property
+    def node_rank(self) -> int:  # type: ignore[override]
+        """The number of this machine, which who started the worker says."""
+        return int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0")))
+
     def training_step(self, module: Module) -> Step:
         """Return the step inside DistributedDataParallel, which synchronises only what its own forward runs."""
         if not any(parameter.requires_grad for parameter in module.parameters()):
             return step_of(module, "training_step")
         devices = None if module.device.type == "cpu" else [module.device.index]
         step = DistributedDataParallel(_TrainingStep(module), device_ids=devices, **self._options)
-        return step if module.automatic_optimization else _backward_inside(step)
+        return step if module.automatic_optimization else _BackwardInside(step)
 
     def no_sync(self, step: Step) -> AbstractContextManager[Any]:
         """Let gradients wait for the last batch of an accumulation."""
-        return step.no_sync() if isinstance(step, DistributedDataParallel) else super().no_sync(step)
+        inner = step.inner if isinstance(step, _BackwardInside) else step
+        return inner.no_sync() if isinstance(inner, DistributedDataParallel) else super().no_sync(step)
 
     def before_manual_backward(self, step: Step, loss: torch.Tensor) -> None:
         """Prepare the exchange of gradients, which DistributedDataParallel would do only after the step."""
-        inner = getattr(step, "inner", None)
-        if inner is not None and inner.require_backward_grad_sync:
+        if isinstance(step, _BackwardInside) and step.inner.require_backward_grad_sync:
+            inner = step.inner
             inner.reducer._rebuild_buckets()  # noqa: SLF001 -- or the first backward pass meets buckets half made
             used = list(_find_tensors(loss)) if inner.find_unused_parameters else []  # type: ignore[no-untyped-call]
             inner.reducer.prepare_for_backward(used)
+
+    def average_gradients(self, module: Module) -> None:
+        """Exchange gradients that were accumulated within `no_sync`."""
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= self.world_size
 
     def barrier(self, name: str | None = None) -> None:
         """Wait for all workers."""
@@ -79,13 +100,13 @@ class Ddp(Strategy):
         return torch.stack(gathered)
 
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
-        """Return the mean, the sum, the least or the greatest over all workers; a new tensor."""
+        """Return the mean, the sum, the product, the least or the greatest over all workers; a new tensor."""
+        name = operation(reduce_op)
         if not isinstance(tensor, torch.Tensor):
             return tensor
-        operation = str(reduce_op).lower().rpartition(".")[2]
         total = tensor.clone()
-        dist.all_reduce(total, _OPERATIONS.get(operation, dist.ReduceOp.SUM), group=group)
-        return total / dist.get_world_size(group) if operation in ("mean", "avg") else total
+        dist.all_reduce(total, _OPERATIONS[name], group=group)
+        return total / dist.get_world_size(group) if name == "mean" else total
 
 
 class DdpFindUnusedParameters(Ddp):
@@ -95,24 +116,28 @@ class DdpFindUnusedParameters(Ddp):
         super().__init__(**{"find_unused_parameters": True} | options)
 
 
-_OPERATIONS = {"min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX, "product": dist.ReduceOp.PRODUCT}
+_OPERATIONS = {
+    "mean": dist.ReduceOp.SUM, "sum": dist.ReduceOp.SUM, "product": dist.ReduceOp.PRODUCT,
+    "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX,
+}  # fmt: skip
 
 
-def _backward_inside(step: DistributedDataParallel) -> Step:
+class _BackwardInside:
     """A training step that runs its own backward passes: what DistributedDataParallel does after it is left out."""
 
-    def leave_out() -> None:
-        step.require_backward_grad_sync = False
+    def __init__(self, step: DistributedDataParallel) -> None:
+        self.inner = step
+        step.module.after = self._leave_out
 
-    def run(batch: Any, batch_idx: int) -> Any:
+    def __call__(self, batch: Any, batch_idx: int) -> Any:
         try:
-            return step(batch, batch_idx)
+            return self.inner(batch, batch_idx)
         finally:
-            step.require_backward_grad_sync = True
+            # The next step begins like any other: it exchanges gradients, and buffers before it.
+            self.inner.require_backward_grad_sync = self.inner.require_forward_param_sync = True
 
-    step.module.after = leave_out
-    run.inner = step  # type: ignore[attr-defined]
-    return run
+    def _leave_out(self) -> None:
+        self.inner.require_backward_grad_sync = False
 
 
 class _TrainingStep(nn.Module):

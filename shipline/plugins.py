@@ -69,6 +69,9 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "ddp_find_unused_parameters_true": "shipline.train.strategies.ddp:DdpFindUnusedParameters",
         "single_device": "shipline.train.strategies.base:Strategy",
     },
+    "logger": {
+        "csv": "shipline.train.loggers.csv:CSVLogger",
+    },
     "profiler": {
         "simple": "shipline.train.profilers.simple:SimpleProfiler",
         "advanced": "shipline.train.profilers.advanced:AdvancedProfiler",

@@ -167,8 +167,9 @@ def _no_class(found: re.Match[str], message: str, chain: tuple[str, ...], parser
     names = _names(_innermost(message))
     classes = _classes(_parser_of(owners[-1]) if owners else parser, keys[-1] if keys else "")
     hint = nearest(name, (*names, *classes))
-    if names:
-        return Mistake(chain, f"unknown name {name!r}.{hint} Known: {', '.join(names)}; or a class.", name)
+    if names and not any(repr(cls) in hint for cls in classes):
+        known = sorted({*names, *classes})
+        return Mistake(chain, f"unknown name {name!r}.{hint} Known: {', '.join(known)}; or a class of yours.", name)
     return Mistake(chain, f"there is no class {name!r}.{hint} Give your own as module.{name}.", name)
 
 

@@ -69,8 +69,9 @@ def _explained(error: ArgumentError, parser: ArgumentParser, sources: Sources, g
         return f"{_files(sources)}{key}{mistake.text}"
     if place.kind == "file":
         return f"{place.name}: {key}{mistake.text}"
-    if mistake.unknown and place.chain == (*mistake.chain, mistake.hint):
-        return _unknown(place, mistake.meant)
+    depth = len(mistake.chain) + 1
+    if mistake.unknown and place.chain[:depth] == (*mistake.chain, mistake.hint):
+        return _unknown(place, mistake.meant and (*mistake.meant, *place.chain[depth:]))
     within = ".".join(mistake.chain[len(place.chain) :])
     return ": ".join(filter(None, [place.name, within, mistake.text]))
 

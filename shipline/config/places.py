@@ -32,7 +32,9 @@ def locate(
     """
     places = [*_options(sources.options), *_variables(variables)]
     for found, value in places:
-        if found.chain == (*chain, hint) or (found.chain == tuple(chain) and (hint is None or _holds(value, hint))):
+        if found.chain[: len(chain) + 1] == (*chain, hint) or (
+            found.chain == tuple(chain) and (hint is None or _holds(value, hint))
+        ):
             return found
     for found, value in places:  # a part of what a whole section or class was set to
         if hint is not None and found.chain == tuple(chain[: len(found.chain)]) and _holds(value, hint):

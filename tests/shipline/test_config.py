@@ -186,6 +186,8 @@ def test_an_unknown_key_is_named_with_its_line_and_the_nearest(parser: ArgumentP
     [
         (["--visitor", "3"], "unknown option --visitor. Did you mean --visitors?"),
         (["--visitor=3"], "unknown option --visitor. Did you mean --visitors?"),
+        (["--keper.rate", "3"], "unknown option --keper.rate. Did you mean --keeper.rate?"),
+        (["--anmal.init_args.name", "3"], "unknown option --anmal.init_args.name. Did you mean --animal.name?"),
         (["--keeper.rat", "3"], "unknown option --keeper.rat. Did you mean --keeper.rate?"),
         (["--rate", "3"], "unknown option --rate. Did you mean --keeper.rate?"),
         (["--animl.class_path", "zoo.Dog"], "unknown option --animl.class_path. Did you mean --animal?"),
@@ -249,7 +251,7 @@ TYPES = [
     ("choice", GOOD + "  mode: noon", "visit.yaml:7: keeper.mode: expected 'day' or 'night', got 'noon'."),
     ("or none", GOOD + "  seed: x", "visit.yaml:7: keeper.seed: expected int or null, got 'x'."),
     ("name", GOOD + "  tool: spon",
-     "visit.yaml:7: keeper.tool: unknown name 'spon'. Did you mean 'spoon'? Known: fork, spoon; or a class."),
+     "visit.yaml:7: keeper.tool: unknown name 'spon'. Did you mean 'spoon'? Known: Tool, fork, spoon; or a class of yours."),
     ("argument", GOOD.replace("name: Bello", "legs: four"), "visit.yaml:4: animal.legs: expected int, got 'four'."),
     ("list", GOOD.replace("name: Bello", "friends: 3"), "visit.yaml:4: animal.friends: expected list or null, got 3."),
     ("item", GOOD.replace("name: Bello", "friends: [a, 3]"),

@@ -59,6 +59,6 @@ def _what(kind: str, name: str) -> str:
         documentation = load(kind, name).__doc__
     except MissingExtraError as error:
         return str(error)
-    except Exception as error:  # noqa: BLE001 -- whatever another package raises
+    except Exception as error:  # whatever another package raises
         return f"It cannot be imported: {type(error).__name__}: {error}"
     return (documentation or "").strip().partition("\n")[0]

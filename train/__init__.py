@@ -3,6 +3,12 @@
 if __name__ != "shipline.train":  # a bare `import train` from the repository's root would make a second copy of it all
     raise ImportError("This package is shipline.train; its folder is not meant to be imported as 'train'.")
 
+from shipline.train import accelerators as accelerators
+from shipline.train import callbacks as callbacks
+from shipline.train import loggers as loggers
+from shipline.train import profilers as profilers
+from shipline.train import strategies as strategies
+from shipline.train import utilities as utilities
 from shipline.train.callbacks import (
     BackboneFinetuning,
     BaseFinetuning,
@@ -40,6 +46,10 @@ from shipline.train.seed import seed_everything
 from shipline.train.trainer import Trainer
 from shipline.train.tuner import Tuner
 
+# A Lightning script runs with the import changed, `import shipline.train as pl`: docs/from_lightning.md.
+LightningModule = Module
+LightningDataModule = DataModule
+
 __all__ = [
     "BackboneFinetuning",
     "BaseFinetuning",
@@ -55,6 +65,8 @@ __all__ = [
     "LambdaCallback",
     "LearningRateFinder",
     "LearningRateMonitor",
+    "LightningDataModule",
+    "LightningModule",
     "Logger",
     "ModelCheckpoint",
     "ModelPruning",

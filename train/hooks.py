@@ -11,7 +11,7 @@ from shipline.train.accelerators.devices import to_device
 if TYPE_CHECKING:
     import torch
 
-    from shipline.train.callbacks.base import Callback
+    from shipline.train.callbacks.callback import Callback
     from shipline.train.data import DataModule
     from shipline.train.module import Module
     from shipline.train.precision import Precision

@@ -11,7 +11,7 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from shipline.errors import ConfigError
-from shipline.train.callbacks import Callback, ModelCheckpoint, ModelSummary
+from shipline.train.callbacks import Callback
 from shipline.train.callbacks.adopt import adopted
 from shipline.train.hooks import foundation, is_foreign
 from shipline.train.loggers import Logger
@@ -95,33 +95,8 @@ def as_callback(item: Any) -> Callback:
         return item
     if not is_foreign(item, "Callback"):
         raise ConfigError(f"callbacks has a {type(item).__name__}, which is no shipline.train.Callback.")
-    name = type(item).__name__ if type(item).__module__.partition(".")[0] in _PACKAGES else None
-    if name == "ModelCheckpoint":
-        return _model_checkpoint(item)
-    if name in ("ModelSummary", "RichModelSummary"):
-        return ModelSummary(max_depth=item._max_depth)  # noqa: SLF001 -- it has no public name
-    ours = None if name is None else adopted(name, item)
+    ours = adopted(item, _PACKAGES)
     return item if ours is None else ours
-
-
-def _model_checkpoint(item: Any) -> ModelCheckpoint:
-    interval = item._train_time_interval  # noqa: SLF001 -- it has no public name
-    return ModelCheckpoint(
-        dirpath=item.dirpath,
-        filename=item.filename,
-        monitor=item.monitor,
-        verbose=item.verbose,
-        save_last=item.save_last,
-        save_top_k=item.save_top_k,
-        save_weights_only=item.save_weights_only,
-        mode=item.mode,
-        auto_insert_metric_name=item.auto_insert_metric_name,
-        every_n_train_steps=item._every_n_train_steps or None,  # noqa: SLF001
-        train_time_interval=interval,
-        every_n_epochs=item._every_n_epochs or None,  # noqa: SLF001
-        save_on_train_epoch_end=item._save_on_train_epoch_end,  # noqa: SLF001
-        enable_version_counter=item._enable_version_counter,  # noqa: SLF001
-    )
 
 
 def as_logger(item: Any) -> Logger:

@@ -82,6 +82,8 @@ class Runtime(Settings, TrainerView):
         self.sanity_checking = False
         self.evaluation: Name | None = None
         self.state = State()
+        #: URL of the checkpoint that the stage goes on from, or has its weights from.
+        self.ckpt_path: str | None = None
         self.run_directory: RunDirectory | None = None
         self.lineage = Lineage()
         self.description = Description()

@@ -14,6 +14,7 @@ from shipline.lineage import Lineage, describe_code, publishable
 from shipline.store import absolute, join, open_store
 from shipline.train import checkpoints, loops
 from shipline.train.accelerators import pick_accelerator
+from shipline.train.callbacks.adopt import tell
 from shipline.train.compiling import compiled_as
 from shipline.train.data.adopt import as_data
 from shipline.train.described import Description, described
@@ -160,6 +161,7 @@ class Trainer(Runtime):
             checkpoint = self._find_checkpoint(ckpt_path, self.name or type(module).__name__.lower())
             assert checkpoint is not None
             checkpoints.load_module(module, checkpoint)
+            self.ckpt_path = checkpoint.store.url
         return module
 
     def _evaluate(
@@ -180,6 +182,13 @@ class Trainer(Runtime):
 
     def _launch(self, stage: Work, module: Any, data: DataModule | None, **options: Any) -> Any:
         """Run a stage here, or on several workers."""
+        try:
+            return self._run(stage, module, data, **options)
+        finally:
+            for callback in self.callbacks:
+                tell(callback)
+
+    def _run(self, stage: Work, module: Any, data: DataModule | None, **options: Any) -> Any:
         if self.workers > 1:
             if self.compiled_as is not None:
                 raise ConfigError(
@@ -201,6 +210,7 @@ class Trainer(Runtime):
         self.reset()
         name = self.name or name
         resume = self._find_checkpoint(ckpt_path, name)
+        self.ckpt_path = None if resume is None else resume.store.url
         self.description = Description(self.config) if self.config else described(self, parts)
         self.lineage = Lineage(
             **describe_code(_directory_of(what)),

@@ -20,7 +20,7 @@ from shipline.train.profilers import PassThroughProfiler
 from shipline.train.snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from shipline.train.callbacks.base import Callback
+    from shipline.train.callbacks.callback import Callback
     from shipline.train.trainer import Trainer
 
 # What a run and the one beside it have in common; all else begins anew.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from shipline.errors import ConfigError
-from shipline.train.callbacks.base import Callback
 from shipline.train.callbacks.batch_size_finder import BatchSizeFinder
+from shipline.train.callbacks.callback import Callback
 from shipline.train.callbacks.lr_finder import LearningRateFinder, LRFinder
 from shipline.train.lightning import as_module, attach
 from shipline.train.profilers import PassThroughProfiler

@@ -183,6 +183,11 @@ class TrainerView:
         scheduler = next((c for c in self.callbacks if isinstance(c, GradientAccumulationScheduler)), None)
         return self.accumulate_grad_batches if scheduler is None else scheduler.get_accumulate_grad_batches(epoch)
 
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, int]:
+        """Which share of the rows this worker trains on, as PyTorch's DistributedSampler takes it."""
+        return {"num_replicas": self.world_size, "rank": self.global_rank}
+
     # ---- what runs ---------------------------------------------------------------------------------------------------
 
     @property

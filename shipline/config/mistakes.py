@@ -169,7 +169,7 @@ def _no_class(found: re.Match[str], message: str, chain: tuple[str, ...], parser
     hint = nearest(name, (*names, *classes))
     if names and not any(repr(cls) in hint for cls in classes):
         known = sorted({*names, *classes})
-        return Mistake(chain, f"unknown name {name!r}.{hint} Known: {', '.join(known)}; or a class of yours.", name)
+        return Mistake(chain, f"unknown name {name!r}.{hint} Known: {', '.join(known)}; or a class.", name)
     return Mistake(chain, f"there is no class {name!r}.{hint} Give your own as module.{name}.", name)
 
 

@@ -251,8 +251,7 @@ TYPES = [
     ("choice", GOOD + "  mode: noon", "visit.yaml:7: keeper.mode: expected 'day' or 'night', got 'noon'."),
     ("or none", GOOD + "  seed: x", "visit.yaml:7: keeper.seed: expected int or null, got 'x'."),
     ("name", GOOD + "  tool: spon",
-     "visit.yaml:7: keeper.tool: unknown name 'spon'. Did you mean 'spoon'? Known: Tool, fork, spoon; or a class of "
-     "yours."),
+     "visit.yaml:7: keeper.tool: unknown name 'spon'. Did you mean 'spoon'? Known: Tool, fork, spoon; or a class."),
     ("argument", GOOD.replace("name: Bello", "legs: four"), "visit.yaml:4: animal.legs: expected int, got 'four'."),
     ("list", GOOD.replace("name: Bello", "friends: 3"), "visit.yaml:4: animal.friends: expected list or null, got 3."),
     ("item", GOOD.replace("name: Bello", "friends: [a, 3]"),

@@ -21,7 +21,7 @@ from shipline.errors import ConfigError, MissingExtraError
 from shipline.train import DeviceStatsMonitor, LearningRateMonitor, ThroughputMonitor
 from shipline.train.accelerators import CpuAccelerator
 from shipline.train.accelerators.peak import peak_of
-from shipline.train.callbacks.throughput import Throughput
+from shipline.train.callbacks.throughput_monitor import Throughput
 
 # ---- learning rates --------------------------------------------------------------------------------------------------
 
@@ -199,7 +199,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds that both callbacks see, which steps put forward."""
     seconds = [0.0]
     fake = types.SimpleNamespace(perf_counter=lambda: seconds[0])
-    monkeypatch.setattr("shipline.train.callbacks.throughput.time", fake)
+    monkeypatch.setattr("shipline.train.callbacks.throughput_monitor.time", fake)
     monkeypatch.setattr("pytorch_lightning.callbacks.throughput_monitor.time", fake)
     return seconds
 

@@ -17,7 +17,7 @@ from training import Mlp, Scripted, bare_trainer, new_trainer, numbers, on_hook,
 import shipline as sl
 from shipline.errors import ConfigError, MissingExtraError, TrainingError
 from shipline.train import ProgressBar, RichProgressBar, TQDMProgressBar
-from shipline.train.callbacks.progress import Bar
+from shipline.train.callbacks.progress.progress_bar import Bar
 
 BARS = [RichProgressBar, TQDMProgressBar]
 CURSOR_IS_BACK = "\x1b[?25h"
@@ -63,7 +63,9 @@ def open_terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "TQDM_DISABLE"):
         monkeypatch.delenv(name, raising=False)
     clock = iter(range(10**9))
-    monkeypatch.setattr("shipline.train.callbacks.progress.time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(
+        "shipline.train.callbacks.progress.progress_bar.time", types.SimpleNamespace(monotonic=lambda: next(clock))
+    )
     return found
 
 
@@ -291,7 +293,7 @@ class Drawn(ProgressBar):
 def test_it_is_drawn_ten_times_a_second_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
     bar = Drawn()
     fake = types.SimpleNamespace(monotonic=lambda: bar.clock)
-    monkeypatch.setattr("shipline.train.callbacks.progress.time", fake)
+    monkeypatch.setattr("shipline.train.callbacks.progress.progress_bar.time", fake)
 
     class TakesTime(Scripted):
         def training_step(self, batch: Any, batch_idx: int) -> Any:

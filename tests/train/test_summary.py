@@ -18,7 +18,7 @@ from shipline.errors import ConfigError
 from shipline.train import ModelSummary, RichModelSummary
 from shipline.train.callbacks.layers import count, parts, run_example
 from shipline.train.callbacks.memory import gradient_bytes, optimizer_bytes, parameter_bytes
-from shipline.train.callbacks.summary import amount
+from shipline.train.callbacks.model_summary import amount
 
 
 class Convolutions(Digits):

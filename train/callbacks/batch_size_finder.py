@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from shipline.errors import ConfigError
-from shipline.train.callbacks.base import Callback
+from shipline.train.callbacks.callback import Callback
 from shipline.train.data.limits import several
 from shipline.train.data.module import Loaders
 from shipline.train.loops.evaluation import run_steps, sources

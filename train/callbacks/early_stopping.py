@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from shipline.errors import ConfigError, nearest
-from shipline.train.callbacks.base import Callback
+from shipline.train.callbacks.callback import Callback
 
 if TYPE_CHECKING:
     from shipline.train.module import Module

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from shipline.errors import ConfigError, nearest
-from shipline.train.callbacks.base import Callback
+from shipline.train.callbacks.callback import Callback
 
 #: The hooks of a callback, in the order in which it has them.
 HOOKS = tuple(name for name in vars(Callback) if name.startswith("on_") or name in ("setup", "teardown"))

@@ -15,7 +15,7 @@ import torch
 
 from shipline.errors import ConfigError
 from shipline.plugins import missing_extra
-from shipline.train.callbacks.base import Callback
+from shipline.train.callbacks.callback import Callback
 from shipline.train.loops.fit import make_optimizers
 from shipline.train.seed import isolate_rng
 from shipline.train.trial import train_steps, trial

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from shipline.errors import ConfigError
-from shipline.train.callbacks.base import Callback
+from shipline.train.callbacks.callback import Callback
 from shipline.train.seed import current_seed, isolate_rng
 
 if TYPE_CHECKING:

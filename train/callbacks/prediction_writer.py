@@ -10,7 +10,7 @@ import torch
 
 from shipline.errors import ConfigError
 from shipline.train.accelerators.devices import to_device
-from shipline.train.callbacks.base import Callback
+from shipline.train.callbacks.callback import Callback
 
 if TYPE_CHECKING:
     from shipline.train.module import Module

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from shipline.errors import ConfigError
-from shipline.train.callbacks.base import Callback
+from shipline.train.callbacks.callback import Callback
 from shipline.train.masks import (
     MASK,
     ORIGINAL,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from shipline.errors import ConfigError, TrainingError
 from shipline.store import absolute, join, open_store, split
-from shipline.train.callbacks.base import Callback
+from shipline.train.callbacks.callback import Callback
 
 if TYPE_CHECKING:
     from shipline.train.module import Module

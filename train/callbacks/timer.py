@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any, Literal
 
 from shipline.errors import ConfigError, nearest
-from shipline.train.callbacks.base import Callback
+from shipline.train.callbacks.callback import Callback
 from shipline.train.duration import Duration, seconds_of
 
 if TYPE_CHECKING:

@@ -6,10 +6,12 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from shipline.errors import ConfigError
 from shipline.processing import Processing
+from shipline.train.accelerators.devices import to_device
 from shipline.train.arguments import KeepsArguments
 from shipline.train.data.fingerprint import fingerprint
 from shipline.train.hooks import overrides
@@ -83,6 +85,18 @@ class DataModule(KeepsArguments):
         rest = [None if data is None else make(data) for data in (val_dataset, test_dataset, predict_dataset)]
         shuffle = {} if isinstance(train_dataset, IterableDataset) else {"shuffle": True}
         return Loaders(None if train_dataset is None else make(train_dataset, **shuffle), *rest)
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Return the batch, still where the loader left it. Overridden here, it comes in place of the module's."""
+        return batch
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Return the batch on the device. Overridden here, it comes in place of the module's."""
+        return to_device(batch, device)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Return the batch as the steps take it. Overridden here, it comes in place of the module's."""
+        return batch
 
     def has_loader(self, name: str) -> bool:
         """Whether there is a loader of this name: train, val, test or predict; none is asked for."""

@@ -4,4 +4,8 @@ from shipline.train.strategies.base import Step, Strategy, step_of
 from shipline.train.strategies.ddp import Ddp
 from shipline.train.strategies.pick import pick_strategy
 
-__all__ = ["Ddp", "Step", "Strategy", "pick_strategy", "step_of"]
+# Lightning's names.
+DDPStrategy = Ddp
+SingleDeviceStrategy = Strategy
+
+__all__ = ["DDPStrategy", "Ddp", "SingleDeviceStrategy", "Step", "Strategy", "pick_strategy", "step_of"]

@@ -11,6 +11,9 @@ import torch
 from torch import nn
 
 from shipline.errors import ConfigError, nearest
+from shipline.store import absolute, open_store
+from shipline.store.commit import discard
+from shipline.store.urls import split
 
 if TYPE_CHECKING:
     from shipline.train.module import Module
@@ -83,6 +86,12 @@ class Strategy:
         """Return whether all workers want something, or any."""
         wishes = self.gather(bool(decision))
         return bool(min(wishes) if all else max(wishes))
+
+    def remove_checkpoint(self, filepath: str) -> None:
+        """Delete a checkpoint, which the first worker does; what reads it at the time may fail."""
+        if self.is_global_zero:
+            parent, name = split(absolute(filepath))
+            discard(open_store(parent), name)
 
 
 _OPERATIONS = ("mean", "sum", "min", "max", "product")

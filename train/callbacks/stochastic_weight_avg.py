@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import SWALR
 
 from shipline.errors import ConfigError
-from shipline.train.callbacks.base import Callback
+from shipline.train.callbacks.callback import Callback
 from shipline.train.loops import evaluation
 from shipline.train.loops.schedules import Schedule
 from shipline.train.seed import set_rng_state

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from shipline.errors import ConfigError, MissingExtraError, TrainingError
-from shipline.train.callbacks.progress import Bar, ProgressBar
+from shipline.train.callbacks.progress.progress_bar import Bar, ProgressBar
 
 
 class TQDMProgressBar(ProgressBar):

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from shipline.errors import ConfigError
 from shipline.train.accelerators.devices import to_device
-from shipline.train.callbacks.base import Callback
+from shipline.train.callbacks.callback import Callback
 from shipline.train.callbacks.layers import UNKNOWN, Pass, count, parts, run_example
 from shipline.train.callbacks.memory import gradient_bytes, optimizer_bytes, parameter_bytes
 from shipline.train.metrics import rows_of

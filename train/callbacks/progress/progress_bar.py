@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from shipline.errors import TrainingError
-from shipline.train.callbacks.base import Callback
+from shipline.train.callbacks.callback import Callback
 
 if TYPE_CHECKING:
     from shipline.train.module import Module

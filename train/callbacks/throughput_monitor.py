@@ -11,7 +11,7 @@ import torch
 
 from shipline.errors import ConfigError
 from shipline.train.accelerators.peak import peak_flops
-from shipline.train.callbacks.base import Callback
+from shipline.train.callbacks.callback import Callback
 from shipline.train.loops.logging import log_values
 from shipline.train.metrics import rows_of
 

@@ -8,7 +8,7 @@ import torch
 
 from shipline.errors import ConfigError
 from shipline.train.accelerators.cpu import CpuAccelerator
-from shipline.train.callbacks.base import Callback
+from shipline.train.callbacks.callback import Callback
 from shipline.train.loops.logging import log_values
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, Tex
 from rich.text import Text
 
 from shipline.errors import ConfigError
-from shipline.train.callbacks.progress import Bar, ProgressBar, text_of
+from shipline.train.callbacks.progress.progress_bar import Bar, ProgressBar, text_of
 
 if TYPE_CHECKING:
     from shipline.train.trainer import Trainer

@@ -16,7 +16,7 @@ from shipline.errors import ConfigError, nearest
 from shipline.store import Store, absolute, join, open_store
 from shipline.store.commit import MANIFEST, discard
 from shipline.train import checkpoints
-from shipline.train.callbacks.base import Callback
+from shipline.train.callbacks.callback import Callback
 from shipline.train.run import CHECKPOINTS, point
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from shipline.errors import ConfigError, ShiplineError
 from shipline.store import absolute, check_name, join, open_store
 from shipline.store.commit import MANIFEST, discard
 from shipline.train import checkpoints
-from shipline.train.callbacks.base import Callback
+from shipline.train.callbacks.callback import Callback
 
 if TYPE_CHECKING:
     from shipline.train.module import Module

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from shipline.lineage import without_secrets
-from shipline.train.arguments import KeepsArguments
+from shipline.train.arguments import Arguments, KeepsArguments
 from shipline.train.configurable import Configurable
 from shipline.train.seed import current_seed
 
@@ -80,10 +80,14 @@ def _plain(value: Any) -> Any:
     Raises:
         NotPlainError: it is none.
     """
-    if value is None or isinstance(value, bool | int | str):
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, str):
+        return str.__str__(value)  # YAML takes no subclass, such as a member of an Enum or a number of numpy's
+    if isinstance(value, int):
+        return int(value)
     if isinstance(value, float):
-        return value if math.isfinite(value) else str(value)
+        return float(value) if math.isfinite(value) else str(float(value))
     if isinstance(value, Path | timedelta):
         return str(value)
     if isinstance(value, list | tuple):
@@ -118,7 +122,12 @@ def _arguments(value: Any) -> dict[str, Any]:
     """The arguments that an object was made with: those that it was given, or all of them."""
     if isinstance(value, Configurable):
         return value.given
-    known = value.hparams if isinstance(value, KeepsArguments) else {}
+    if isinstance(value, KeepsArguments):
+        known = value.hparams
+    elif type(value).__new__ is object.__new__ and hasattr(value, "__dict__"):  # a class of Python's, not of C's
+        known = Arguments()
+    else:
+        raise NotPlainError(f"a {_path(type(value))}, which does not keep its arguments")
     for parameter in _parameters(type(value)):
         if parameter.name not in known and not (known and parameter.kind is parameter.VAR_KEYWORD):
             raise NotPlainError(f"a {_path(type(value))}, which does not keep its argument {parameter.name}")

@@ -44,7 +44,7 @@ from shipline.train.data import Feed, any_feed
 from shipline.train.data.sharding import shard
 from shipline.train.loops.logging import log_values
 from shipline.train.metrics import finite_or_none
-from shipline.train.run import CHECKPOINTS
+from shipline.train.run import CHECKPOINTS, CONFIG_FILE
 from shipline.train.seed import rng_state, set_rng_state
 from shipline.train.strategies import Strategy
 
@@ -173,6 +173,8 @@ class Loop:
         """Begin the records, or go on with them."""
         trainer = self._trainer
         store = None if trainer.run_directory is None else trainer.run_directory.store
+        if store is not None:
+            store.write(CONFIG_FILE, trainer.description.to_yaml())
         for each, saved in zip(trainer.loggers, (self._state or {}).get("loggers", ()), strict=False):
             each.load_state_dict(saved)
         for each in trainer.loggers:

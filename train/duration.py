@@ -9,11 +9,10 @@ from typing import Any
 from shipline.errors import ConfigError, nearest
 
 #: "DD:HH:MM:SS", a timedelta, or the arguments of one.
-Duration = str | timedelta | dict[str, Any]
+Duration = str | dict[str, Any] | timedelta  # in this order: what comes after timedelta, jsonargparse writes as one
 
 _UNITS = ("weeks", "days", "hours", "minutes", "seconds", "milliseconds", "microseconds")
 _CLOCK = re.compile(r"(\d+):(\d\d?):(\d\d?):(\d\d?)")
-_PRINTED = re.compile(r"(?:(\d+) days?, )?(\d+):(\d\d):(\d\d(?:\.\d+)?)")  # as str(timedelta) has it
 
 
 def seconds_of(name: str, duration: Duration) -> float:
@@ -22,14 +21,14 @@ def seconds_of(name: str, duration: Duration) -> float:
     Raises:
         ConfigError: it is none; the message says which option `name` it was given for.
     """
-    text = duration.strip() if isinstance(duration, str) else ""
-    if found := _CLOCK.fullmatch(text) or _PRINTED.fullmatch(text):
-        days, hours, minutes, seconds = (float(part or 0) for part in found.groups())
+    if isinstance(duration, str) and (found := _CLOCK.fullmatch(duration.strip())):
+        days, hours, minutes, seconds = map(int, found.groups())
         duration = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
     if isinstance(duration, dict):
         for unit in duration:
             if unit not in _UNITS:
-                raise ConfigError(f"{name}={duration!r}: there is no unit {unit!r}.{nearest(str(unit), _UNITS)}")
+                hint = nearest(str(unit), _UNITS)
+                raise ConfigError(f"{name}={duration!r} is no length of time: there is no unit {unit!r}.{hint}")
         try:
             duration = timedelta(**duration)
         except TypeError as error:

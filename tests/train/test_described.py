@@ -49,7 +49,7 @@ def test_a_run_from_python_is_trained_again_by_the_command_line(
         "data": {"class_path": "training.Digits", "init_args": {"count": 96, "transform": None}},
         "trainer": {
             "accelerator": "cpu", "default_root_dir": str(tmp_path), "enable_progress_bar": False,
-            "enable_model_summary": False, "name": "first", "max_epochs": 2, "max_time": "2 days, 3:00:00",
+            "enable_model_summary": False, "name": "first", "max_epochs": 2, "max_time": {"seconds": 183600.0},
             "gradient_clip_val": 0.5, "profiler": "simple", "logger": "csv", "limit_train_batches": 2,
             "callbacks": [
                 {"class_path": "shipline.train.callbacks.model_checkpoint.ModelCheckpoint",
@@ -71,7 +71,7 @@ def test_a_run_from_python_is_trained_again_by_the_command_line(
     sl.train.checkpoints.load_module(again, open_checkpoint(str(tmp_path / "second" / "last")))
     assert same_weights(again, module)
     whole = kept(replace(first, url=str(tmp_path / "second" / "version_0")))[0]
-    assert whole["trainer"]["max_time"] == "2 days, 3:00:00"
+    assert whole["trainer"]["max_time"] == {"seconds": 183600.0}
     assert whole["trainer"]["callbacks"][0]["init_args"]["monitor"] == "val_acc"
 
 

@@ -15,6 +15,7 @@ import yaml
 from command_line import TINY, TRAIN, Run
 
 from shipline.checkpoint import open_checkpoint
+from shipline.commands.export import named_by, trusted_config
 from shipline.commands.train import instantiate, train_parser
 from shipline.config import parse, read_sources
 from shipline.train.settings import Settings
@@ -34,6 +35,11 @@ class Able(tiny.Tiny):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.1)
+
+class Headed(Able):
+    def __init__(self, head: torch.nn.Module):
+        super().__init__()
+        self.linear = head
 
 class Own(Precision):
     def __init__(self):
@@ -220,6 +226,19 @@ def test_an_environment_variable_is_an_option_of_a_training(
     assert yaml.safe_load(run("train", "--print_config", "--trainer.max_epochs", "4").out)["trainer"]["max_epochs"] == 4
     monkeypatch.setenv("SHIPLINE_TRAINER__MAX_EPOCH", "3")
     run("train").refused(2, "unknown variable SHIPLINE_TRAINER__MAX_EPOCH. Did you mean SHIPLINE_TRAINER__MAX_EPOCHS?")
+
+
+@pytest.mark.usefixtures("tiny")
+def test_an_export_makes_the_module_as_its_training_did(run: Run) -> None:
+    """An argument that no checkpoint can keep is made anew from the settings."""
+    head = ["--module.head", "torch.nn.Linear", "--module.head.in_features", "4", "--module.head.out_features", "3"]
+    assert run("train", "train.yaml", "--module", "able.Headed", *head, "--data.rows", "12").code == 0
+    checkpoint = open_checkpoint("runs/headed/last")
+    assert checkpoint.manifest.not_rebuildable == ["head"]
+    make, data = named_by(trusted_config(checkpoint), checkpoint)
+    module = make()
+    assert (type(module).__name__, module.linear.out_features) == ("Headed", 3)
+    assert data.rows == 12  # type: ignore[attr-defined]
 
 
 # ---- links -----------------------------------------------------------------------------------------------------------

@@ -11,8 +11,6 @@ from pathlib import Path
 from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from shipline.lineage import without_secrets
 from shipline.train.arguments import Arguments, KeepsArguments
 from shipline.train.configurable import Configurable
@@ -40,6 +38,8 @@ class Description:
 
     def to_yaml(self) -> bytes:
         """Return the file, without credentials; comments name what is missing."""
+        import yaml  # only where a run begins: it takes a while
+
         comments = "".join(f"# not kept: {line}\n" for line in self.missing)
         return (comments + yaml.safe_dump(without_secrets(self.content), sort_keys=False)).encode()
 
@@ -126,7 +126,7 @@ def _arguments(value: Any) -> dict[str, Any]:
         return value.given
     if isinstance(value, KeepsArguments):
         known = value.hparams
-    elif type(value).__new__ is object.__new__ and hasattr(value, "__dict__"):  # a class of Python's, not of C's
+    elif _of_python(value):
         known = Arguments()
     else:
         raise NotPlainError(f"a {_path(type(value))}, which does not keep its arguments")
@@ -134,6 +134,11 @@ def _arguments(value: Any) -> dict[str, Any]:
         if parameter.name not in known and not (known and parameter.kind is parameter.VAR_KEYWORD):
             raise NotPlainError(f"a {_path(type(value))}, which does not keep its argument {parameter.name}")
     return dict(known)
+
+
+def _of_python(value: Any) -> bool:
+    """Whether only `__init__` can have been given arguments: a tensor of no numbers would be made again of its class."""
+    return type(value).__new__ is object.__new__ and hasattr(value, "__dict__")  # type: ignore[comparison-overlap]
 
 
 def _parameters(cls: type) -> list[inspect.Parameter]:

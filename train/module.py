@@ -204,7 +204,12 @@ class Module(KeepsArguments, nn.Module, ModuleHooks, OptimizationHooks):
 
     @classmethod
     def load_from_checkpoint(
-        cls, checkpoint_path: str, map_location: Any = None, strict: bool | None = None, **overrides: Any
+        cls,
+        checkpoint_path: str,
+        map_location: Any = None,
+        strict: bool | None = None,
+        weights_only: bool | None = None,
+        **overrides: Any,
     ) -> Self:
         """Return a module of this class with the checkpoint's weights.
 
@@ -212,6 +217,7 @@ class Module(KeepsArguments, nn.Module, ModuleHooks, OptimizationHooks):
             checkpoint_path: URL of a checkpoint.
             map_location: the device to put the module on; default: the CPU.
             strict: refuse names that are missing or unexpected; default: `strict_loading`.
+            weights_only: taken for Lightning's sake: no checkpoint here can run code.
             overrides: constructor arguments that replace those in the checkpoint.
 
         Raises:

@@ -47,6 +47,7 @@ class Trainer(Runtime):
         val_dataloaders: Any = None,
         datamodule: Any = None,
         ckpt_path: str | None = None,
+        weights_only: bool | None = None,
     ) -> Run:
         """Train the module.
 
@@ -56,6 +57,7 @@ class Trainer(Runtime):
             val_dataloaders: a loader of validation batches, or several.
             datamodule: instead of the loaders.
             ckpt_path: URL of a checkpoint to go on from, or "last" or "best" of this experiment.
+            weights_only: taken for Lightning's sake: no checkpoint here can run code.
 
         Raises:
             ConfigError: a setting does not fit; found before training where that is possible.
@@ -92,6 +94,7 @@ class Trainer(Runtime):
         ckpt_path: str | None = None,
         verbose: bool = True,
         datamodule: Any = None,
+        weights_only: bool | None = None,
     ) -> list[dict[str, float]]:
         """Return what `validation_step` logs over the validation data, one dict for each loader.
 
@@ -101,6 +104,7 @@ class Trainer(Runtime):
             ckpt_path: URL of a checkpoint whose weights to take, or "best" or "last".
             verbose: print a table, where the progress bar is on.
             datamodule: instead of the loaders.
+            weights_only: taken for Lightning's sake: no checkpoint here can run code.
         """
         return self._evaluate("validate", model, dataloaders, ckpt_path, verbose, datamodule)
 
@@ -111,6 +115,7 @@ class Trainer(Runtime):
         ckpt_path: str | None = None,
         verbose: bool = True,
         datamodule: Any = None,
+        weights_only: bool | None = None,
     ) -> list[dict[str, float]]:
         """Return what `test_step` logs over the test data, one dict for each loader. For arguments: `validate`."""
         return self._evaluate("test", model, dataloaders, ckpt_path, verbose, datamodule)
@@ -122,6 +127,7 @@ class Trainer(Runtime):
         datamodule: Any = None,
         return_predictions: bool = True,
         ckpt_path: str | None = None,
+        weights_only: bool | None = None,
     ) -> list[Any]:
         """Return what `predict_step` returns for each batch of the data; of several loaders, a list for each."""
         module = self._with_weights(model, ckpt_path)

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from shipline.errors import ConfigError
-from shipline.processing import Processing
 from shipline.train.accelerators.devices import to_device
 from shipline.train.arguments import KeepsArguments
 from shipline.train.data.fingerprint import fingerprint
 from shipline.train.hooks import overrides
+
+if TYPE_CHECKING:  # its import takes time, and nothing here needs it
+    from shipline.processing import Processing
 
 
 class DataModule(KeepsArguments):

@@ -137,7 +137,7 @@ def _arguments(value: Any) -> dict[str, Any]:
 
 
 def _of_python(value: Any) -> bool:
-    """Whether only `__init__` can have been given arguments; a tensor made again of its class would lack its numbers."""
+    """Whether only `__init__` can have been given arguments; a tensor made anew of its class would lack its numbers."""
     return type(value).__new__ is object.__new__ and hasattr(value, "__dict__")  # type: ignore[comparison-overlap]
 
 

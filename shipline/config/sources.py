@@ -127,22 +127,25 @@ def variables(environment: Mapping[str, str] | None, options: Iterable[str]) -> 
     Raises:
         ConfigError: one looks as if it did, and does not; the message names it.
     """
-    top = {option.partition(".")[0] for option in options} - {"config", "help"}
+    known = [option for option in options if option not in ("config", "help")]
     return [
         Variable(name, f"--{key}", value)
         for name, value in sorted((environment or {}).items())
-        if name.startswith(PREFIX) and (key := _key(name, top)) is not None
+        if name.startswith(PREFIX) and (key := _key(name, known)) is not None
     ]
 
 
-def _key(name: str, top: set[str]) -> str | None:
+def _key(name: str, options: Sequence[str]) -> str | None:
     """The dotted option that a variable stands for; None where it is none of ours, as are those of Kubernetes."""
     parts = name.removeprefix(PREFIX).lower().split("__")
+    top = {option.partition(".")[0] for option in options}
     if parts[0] in top and all(map(str.isidentifier, parts)):
         return ".".join(parts)
     meant = difflib.get_close_matches(parts[0], top, n=1, cutoff=_CLOSE if len(parts) == 1 else 0.6)
     if len(parts) == 1 and not meant:
         return None
+    if within := [option.partition(".")[0] for option in options if option.split(".")[1:2] == parts[:1]]:
+        meant = [f"{within[0]}.{parts[0]}"]  # what is trained stands in a section of the file of `shipline up`
     hint = f" Did you mean {variable_of('.'.join([*meant, *parts[1:]]))}?" if meant and all(parts) else ""
     raise ConfigError(
         f"The environment variable {name} names no option.{hint} Write two underscores for each dot, such as "

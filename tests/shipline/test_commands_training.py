@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import pytorch_lightning  # noqa: F401 -- it changes the environment, but once
 import yaml
-from command_line import TINY, TRAIN, Run
+from command_line import TINY, TRAIN, UP, Run
 
 from shipline.checkpoint import open_checkpoint
 from shipline.commands.export import named_by, trusted_config
@@ -224,6 +224,11 @@ def test_an_environment_variable_is_an_option_of_a_training(
     printed = yaml.safe_load(run("train", "--print_config").out)
     assert (printed["trainer"]["max_epochs"], printed["module"]["init_args"]["lr"]) == (3, 0.5)
     assert yaml.safe_load(run("train", "--print_config", "--trainer.max_epochs", "4").out)["trainer"]["max_epochs"] == 4
+    (tiny / "up.yaml").write_text(UP)
+    run("up", "up.yaml").refused(2, "SHIPLINE_MODULE__LR names no option. Did you mean SHIPLINE_TRAIN__MODULE__LR?")
+    monkeypatch.delenv("SHIPLINE_MODULE__LR")
+    said = "SHIPLINE_TRAINER__MAX_EPOCHS names no option. Did you mean SHIPLINE_TRAIN__TRAINER__MAX_EPOCHS?"
+    run("up", "up.yaml").refused(2, said)
     monkeypatch.setenv("SHIPLINE_TRAINER__MAX_EPOCH", "3")
     run("train").refused(2, "unknown variable SHIPLINE_TRAINER__MAX_EPOCH. Did you mean SHIPLINE_TRAINER__MAX_EPOCHS?")
 

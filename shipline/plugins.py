@@ -72,7 +72,10 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "single_device": "shipline.train.strategies.base:Strategy",
     },
     "logger": {
-        "csv": "shipline.train.loggers.csv:CSVLogger",
+        "csv": "shipline.train.loggers.csv_logs:CSVLogger",
+        "mlflow": "shipline.train.loggers.mlflow:MLFlowLogger",
+        "tensorboard": "shipline.train.loggers.tensorboard:TensorBoardLogger",
+        "wandb": "shipline.train.loggers.wandb:WandbLogger",
     },
     "profiler": {
         "simple": "shipline.train.profilers.simple:SimpleProfiler",

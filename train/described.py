@@ -38,10 +38,10 @@ class Description:
 
     def to_yaml(self) -> bytes:
         """Return the file, without credentials; comments name what is missing."""
-        import yaml  # only where a run begins: it takes a while
+        import yaml  # its import takes time, and the first step needs none
 
         comments = "".join(f"# not kept: {line}\n" for line in self.missing)
-        return (comments + yaml.safe_dump(without_secrets(self.content), sort_keys=False)).encode()
+        return (comments + yaml.safe_dump(without_secrets(self.content), sort_keys=False, allow_unicode=True)).encode()
 
 
 def described(trainer: Trainer, parts: dict[str, Any]) -> Description:

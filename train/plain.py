@@ -44,11 +44,12 @@ from shipline.train.data import Feed, any_feed
 from shipline.train.data.sharding import shard
 from shipline.train.loops.logging import log_values
 from shipline.train.metrics import finite_or_none
-from shipline.train.run import CHECKPOINTS, CONFIG_FILE
+from shipline.train.run import CHECKPOINTS
 from shipline.train.seed import rng_state, set_rng_state
 from shipline.train.strategies import Strategy
 
 if TYPE_CHECKING:
+    from shipline.train.loggers import Logger
     from shipline.train.trainer import Trainer
 
 
@@ -173,8 +174,6 @@ class Loop:
         """Begin the records, or go on with them."""
         trainer = self._trainer
         store = None if trainer.run_directory is None else trainer.run_directory.store
-        if store is not None:
-            store.write(CONFIG_FILE, trainer.description.to_yaml())
         for each, saved in zip(trainer.loggers, (self._state or {}).get("loggers", ()), strict=False):
             each.load_state_dict(saved)
         for each in trainer.loggers:
@@ -274,11 +273,18 @@ def run_function(
     loop = Loop(trainer, resume)
     with contextlib.ExitStack() as todo, trainer.signals.handled():
         if trainer.is_global_zero:
+            todo.push(lambda _kind, error, _trace: trainer.records.end(trainer, error))
+            trainer.records.begin(trainer, {}, resumed=resume is not None)
             loop.open_loggers()
-            for each in trainer.loggers:
+            for each in reversed(trainer.loggers):
+                todo.push(partial(_finalize, each))
                 todo.callback(each.save)
         todo.callback(trainer.saver.writer.close)
         found = function(loop)
         trainer.saver.writer.wait()
         trainer.strategy.barrier()  # what the first worker has written, all may read
         return found
+
+
+def _finalize(logger: Logger, _kind: Any, error: BaseException | None, _trace: Any) -> None:
+    logger.finalize("success" if error is None else "failed")

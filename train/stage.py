@@ -7,17 +7,18 @@ import logging
 import os
 import traceback
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from shipline.checkpoint import Checkpoint
-from shipline.errors import TrainingError
-from shipline.train.run import CONFIG_FILE
+from shipline.errors import StoreError, TrainingError
 
 if TYPE_CHECKING:
     from shipline.train.data import DataModule
+    from shipline.train.loggers import Logger
     from shipline.train.module import Module
     from shipline.train.strategies import Strategy
     from shipline.train.trainer import Trainer
@@ -36,6 +37,7 @@ def prepared(
     """Set everything up for a stage and take it down again, whatever happens between."""
     with trainer.joined(module, data, stage, strategy), trainer.signals.handled():
         has_data = False
+        failure: BaseException | None = None
         try:
             _prepare_data(trainer)
             trainer.hooks.data("setup", stage)
@@ -47,14 +49,14 @@ def prepared(
             with _torch_modes(trainer):
                 yield
         except BaseException as error:
-            explained = _explained(error)
+            failure = explained = _explained(error)
             trainer.hooks("on_exception", explained)
             trainer.hooks.data("on_exception", explained)
             if explained is error:
                 raise
             raise explained from error
         finally:
-            _take_down(trainer, stage, has_data)
+            _take_down(trainer, stage, has_data, failure)
 
 
 def _prepare_data(trainer: Trainer) -> None:
@@ -65,7 +67,7 @@ def _prepare_data(trainer: Trainer) -> None:
     trainer.strategy.barrier()
 
 
-def _take_down(trainer: Trainer, stage: Stage, has_data: bool) -> None:
+def _take_down(trainer: Trainer, stage: Stage, has_data: bool, failure: BaseException | None) -> None:
     """Write what is to be written, first of all; then let everybody clean up."""
     with contextlib.ExitStack() as todo:
         todo.callback(trainer.accelerator.teardown)
@@ -74,12 +76,24 @@ def _take_down(trainer: Trainer, stage: Stage, has_data: bool) -> None:
         todo.callback(trainer.hooks, "teardown", stage)
         if has_data:
             todo.callback(trainer.hooks.data, "teardown", stage)
-        if trainer.is_global_zero and stage == "fit":
+        if trainer.is_global_zero:
+            if stage == "fit":
+                todo.push(lambda _kind, error, _trace: trainer.records.end(trainer, failure or error))
             for each in reversed(trainer.loggers):
-                todo.callback(each.finalize, "success" if trainer.succeeded else "failed")
-                todo.callback(each.save)
+                todo.callback(each.finalize, "success" if failure is None else "failed")
+                todo.push(partial(_save, each, failure))
         todo.callback(trainer.fit_data.close)
         todo.callback(trainer.saver.writer.close)
+
+
+def _save(records: Logger, failure: BaseException | None, _kind: Any, error: BaseException | None, _trace: Any) -> None:
+    """Let a logger write what it has; what has ended the run is the error that is to be seen."""
+    try:
+        records.save()
+    except StoreError as late:
+        if failure is None and error is None:
+            raise
+        logger.error("%s", late)
 
 
 @contextlib.contextmanager
@@ -107,16 +121,17 @@ _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 
 def begin_records(trainer: Trainer, resume: Checkpoint | None) -> None:
-    """Open the loggers and write down the settings."""
+    """Open the loggers, and begin to write down what the run is made of."""
     if not trainer.is_global_zero:
         return
-    if trainer.run_directory is not None:
-        trainer.run_directory.store.write(CONFIG_FILE, trainer.description.to_yaml())
+    hparams = dict(trainer.module.hparams)
+    trainer.records.begin(trainer, hparams, resumed=resume is not None)
     for each in trainer.loggers:
         store = None if trainer.run_directory is None else trainer.run_directory.store
         each.open(store, trainer.progress.first_unlogged() if resume is not None else None)
-        if trainer.enable_autolog_hparams:
-            each.log_hyperparams(dict(trainer.module.hparams))
+        if trainer.enable_autolog_hparams and hparams:
+            each.log_hyperparams(hparams)
+        each.log_graph(trainer.module)
 
 
 def _explained(error: BaseException) -> BaseException:

@@ -15,7 +15,6 @@ from shipline.train.callbacks import (
     ModelCheckpoint,
     ProgressBar,
 )
-from shipline.train.data.limits import count_batches
 from shipline.train.lightning import FitLoop
 
 if TYPE_CHECKING:
@@ -172,7 +171,8 @@ class TrainerView:
         if self.max_epochs in (None, -1):
             return math.inf if self.max_steps == -1 else self.max_steps
         assert self.max_epochs is not None
-        batches = count_batches(self.fit_data.feed, None) if self.fit_data.batches is None else self.fit_data.batches
+        assert self.fit_data.feed is not None  # asked for now, it says how many batches there are
+        batches = self.fit_data.batches
         if batches is None:
             return math.inf if self.max_steps == -1 else self.max_steps
         steps = sum(math.ceil(batches / self._accumulated(epoch)) for epoch in range(max(self.max_epochs, 1)))

@@ -12,6 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from shipline.commands.console import console, split_positional
 from shipline.commands.links import EXAMPLE, add_links, check_links
+from shipline.commands.logs import log_to_terminal
 from shipline.commands.trainer_options import add_trainer, import_named
 from shipline.config import Sources, build, dumped, new_parser, parse, read_sources
 from shipline.store import redact
@@ -28,6 +29,7 @@ _SIGNALLED = (130, 143)  # what a process ends with after Ctrl-C and SIGTERM
 
 def run(arguments: Sequence[str]) -> None:
     """Train as the file and the options say."""
+    arguments = log_to_terminal(arguments)
     config, rest = split_positional(arguments)
     sources = read_sources(rest, config, os.environ)
     parser = train_parser("train", "Train a module. The first argument may be a YAML file.", sources)

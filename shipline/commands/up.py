@@ -11,7 +11,7 @@ from shipline.artifact import Artifact
 from shipline.commands.console import split_positional
 from shipline.commands.export import add_export_options, show_verdicts
 from shipline.commands.links import add_links, check_links
-from shipline.commands.serve import log_to_terminal
+from shipline.commands.logs import log_to_terminal
 from shipline.commands.train import PRECEDENCE, add_run_options, fit, instantiate
 from shipline.config import Sources, dumped, new_parser, parse, read_sources
 from shipline.errors import ConfigError
@@ -19,6 +19,7 @@ from shipline.errors import ConfigError
 
 def run(arguments: Sequence[str]) -> None:
     """Train, export, and serve until a signal."""
+    arguments = log_to_terminal(arguments)
     config, rest = split_positional(arguments)
     sources = read_sources(rest, config, os.environ)
     parser = up_parser(sources)
@@ -28,7 +29,6 @@ def run(arguments: Sequence[str]) -> None:
     check_links(settings.train, sources, "train")
     artifact = publish(parser, settings, sources)
     show_verdicts(artifact)
-    log_to_terminal()
     from shipline.plugins import load_target
 
     load_target("shipline.serve.server:serve")(artifact.url, host=settings.serve.host, port=settings.serve.port)

@@ -25,7 +25,8 @@ from shipline.store.urls import check_key, join, redact
 Data = bytes | memoryview | Path
 
 ABANDONED_S = 3600.0
-PART_BYTES = 16 << 20
+PART_BYTES = 6 << 20  # the protocol's least is 5 MiB
+MOST_PARTS = 9000  # of 10,000
 PARTS_AT_ONCE = 4
 
 
@@ -239,7 +240,8 @@ class RemoteStore(Store):
         if isinstance(data, bytes):
             self._fs.pipe_file(path, data)
         elif len(data) >= 2 * PART_BYTES and "s3" in self._fs.protocol:
-            self._fs.pipe_file(path, _Parts(data), chunksize=PART_BYTES, max_concurrency=PARTS_AT_ONCE)
+            part = max(PART_BYTES, len(data) // MOST_PARTS)
+            self._fs.pipe_file(path, _Parts(data), chunksize=part, max_concurrency=PARTS_AT_ONCE)
         else:
             self._fs.pipe_file(path, bytes(data))
 

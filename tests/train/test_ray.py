@@ -274,6 +274,45 @@ def test_a_cluster_that_is_there_is_used_and_left_running(cluster: str, tmp_path
     assert open_checkpoint(str(tmp_path / "runs" / "net" / "best")).manifest.lineage.world_size == 2
 
 
+EVALUATION = """
+import sys
+sys.path.insert(0, {support!r})
+import torch
+from torch.utils.data import DataLoader
+from training import Counting, bare_trainer, rows
+
+
+class Predicts(Counting):
+    def predict_step(self, batch, batch_idx):
+        return self(batch[0])
+
+
+torch.manual_seed(0)
+module = Predicts()
+loaders = [DataLoader(rows(1400, 1497), 16), DataLoader(rows(0, 33), 32)]
+
+if __name__ == "__main__":
+    found = []
+    for workers in (1, 2):
+        trainer = bare_trainer(workers=workers)
+        results = [trainer.validate(module, loaders, verbose=False), trainer.test(module, loaders[0], verbose=False)]
+        found.append((results, trainer.predict(module, loaders)))
+    (one, alone), (two, together) = found
+    for part, other in zip(alone, together, strict=True):
+        assert [len(batch) for batch in part] == [len(batch) for batch in other]
+        assert torch.allclose(torch.cat(part), torch.cat(other), atol=1e-6)
+    print(one == two, one[1][0]["rows"], [sum(map(len, part)) for part in together])
+"""
+
+
+def test_evaluation_on_two_workers_is_that_of_one(cluster: str, tmp_path: Path) -> None:
+    """Results bit for bit, and predictions in the order of the dataset; loaders whose batches do not divide by two."""
+    (tmp_path / "evaluate.py").write_text(EVALUATION.format(support=str(Path(__file__).parents[1] / "support")))
+    done = run([sys.executable, "evaluate.py"], tmp_path, RAY_ADDRESS=cluster)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.split() == ["True", "97.0", "[97,", "33]"]
+
+
 def test_a_plain_loop_on_several_workers(tmp_path: Path) -> None:
     """Workers share the rows, exchange gradients, and the first one writes."""
 

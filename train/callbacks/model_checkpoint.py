@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from shipline.errors import ConfigError, nearest
+from shipline.errors import ConfigError, StoreError, nearest
 from shipline.store import Store, absolute, join, open_store
 from shipline.store.commit import MANIFEST, discard
 from shipline.train import checkpoints
@@ -338,7 +338,7 @@ class ModelCheckpoint(Callback):
         if not self.enable_version_counter:
             return name
         taken, suffix = name, 0
-        while _is_there(store, taken):
+        while _is_taken(store, taken):
             suffix += 1
             taken = f"{name}-v{suffix}"
         return taken
@@ -346,6 +346,15 @@ class ModelCheckpoint(Callback):
 
 def _is_there(store: Store, name: str) -> bool:
     return store.at(name).exists(MANIFEST)
+
+
+def _is_taken(store: Store, name: str) -> bool:
+    """Whether the name is known to be taken; a store that is away now is left to the writer, which tries again."""
+    try:
+        return _is_there(store, name)
+    except StoreError as error:
+        logger.warning("%s Training goes on; %s is taken to be free.", error, name)
+        return False
 
 
 def _filled(field: re.Match[str], values: dict[str, Any], insert_name: bool) -> str:

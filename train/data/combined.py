@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from shipline.errors import ConfigError
 from shipline.train.data.feed import Feed, State, feed
+from shipline.train.hooks import is_foreign
 
 Mode = Literal["min_size", "max_size_cycle", "max_size", "sequential"]
 _MODES = ("min_size", "max_size_cycle", "max_size", "sequential")
@@ -42,6 +43,13 @@ class CombinedLoader:
             return
         for index, (batch, _last) in enumerate(CombinedFeed(self).batches(None)):
             yield batch, index, 0
+
+
+def own_combined(loader: Any) -> Any:
+    """Return Lightning's CombinedLoader as ours, and any other loader as it is."""
+    if not is_foreign(loader, "CombinedLoader"):
+        return loader
+    return CombinedLoader(loader.iterables, loader._mode)  # noqa: SLF001 -- it has no other name
 
 
 def any_feed(loader: Any, every: int = 1, first: int = 0) -> Feed:

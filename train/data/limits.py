@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from shipline.errors import ConfigError
-from shipline.train.data.combined import CombinedLoader, flatten
+from shipline.train.data.combined import CombinedLoader, flatten, own_combined
 
 #: A number of batches, a share of them, or None for all.
 Limit = int | float | None
@@ -15,6 +15,7 @@ def several(loaders: Any) -> list[Any]:
     """Return the loaders of a stage as a list: none, one, or those in a list, a dict or a CombinedLoader."""
     if loaders is None:
         return []
+    loaders = own_combined(loaders)
     if isinstance(loaders, CombinedLoader):
         return loaders.flattened if loaders.mode == "sequential" else [loaders]
     return flatten(loaders)

@@ -14,7 +14,7 @@ from torch.utils.data import (
 )
 
 from shipline.errors import ConfigError
-from shipline.train.data.combined import CombinedLoader, flatten, unflatten
+from shipline.train.data.combined import CombinedLoader, flatten, own_combined, unflatten
 from shipline.train.seed import current_seed
 
 
@@ -59,6 +59,9 @@ def is_sharded(loader: Any) -> bool:
 
 def unshuffled(loader: Any) -> Any:
     """Return a loader like `loader` that takes the rows in order, where its own order is a shuffled one."""
+    loader = own_combined(loader)
+    if isinstance(loader, CombinedLoader):
+        return CombinedLoader(unshuffled(loader.iterables), loader.mode)
     if isinstance(loader, dict | list | tuple):
         return unflatten(loader, iter([unshuffled(item) for item in flatten(loader)]))
     if not isinstance(loader, DataLoader) or type(loader.sampler) is not RandomSampler:

@@ -68,12 +68,8 @@ def evaluate(
         trainer.sources = sources(trainer, loaders, limit)
         if not trainer.sources:
             raise ConfigError(f"There is no data to {stage}: give a loader, or a DataModule that has one.")
-        results = run(trainer, "validation" if stage == "validate" else "test", trainer.inference_mode)
-        ends = [_suffix(len(trainer.sources), index) for index in range(len(trainer.sources))]
-        return [
-            {name: value for name, value in results.items() if name.endswith(end) or not name.endswith(tuple(ends))}
-            for end in ends
-        ]
+        trainer.forget_metrics()
+        return run(trainer, "validation" if stage == "validate" else "test", trainer.inference_mode)
 
 
 def predict(
@@ -85,6 +81,7 @@ def predict(
         if not trainer.sources:
             raise ConfigError("There is no data to predict: give a loader, or a DataModule that has one.")
         with _evaluating(trainer, "predict", trainer.inference_mode):
+            trainer.forget_metrics()
             trainer.hooks("on_predict_start")
             trainer.hooks("on_predict_epoch_start")
             trainer.predictions = [[] for _ in trainer.sources] if keep else None
@@ -95,25 +92,29 @@ def predict(
         return trainer.predictions or []
 
 
-def run(trainer: Trainer, name: Name, inference_mode: bool, most: int | None = None) -> dict[str, float]:
-    """Run a stage's steps and hooks over its loaders; return what they logged, reduced over all workers."""
+def run(trainer: Trainer, name: Name, inference_mode: bool, most: int | None = None) -> list[dict[str, float]]:
+    """Run a stage's steps and hooks over its loaders; return what they logged for each, reduced over all workers."""
     stage: Literal["validate", "test"] = "validate" if name == "validation" else "test"
     if not trainer.sources or not _has_step(trainer, name):
-        return {}
+        return [{} for _ in trainer.sources]
     with _evaluating(trainer, name, inference_mode):
         with collecting(trainer, stage):
             trainer.hooks(f"on_{name}_start")
             trainer.hooks(f"on_{name}_epoch_start")
             run_steps(trainer, name, most)
+            results = reduced(trainer, reset=False)
+        with collecting(trainer, stage):
             trainer.hooks(f"on_{name}_epoch_end")
-            results, logged = reduced(trainer)
-        log_values(trainer, logged)
+            more = reduced(trainer)
+        results.reset()
+        log_values(trainer, results.logged | more.logged)
         trainer.end_validation()
         with trainer.metrics.stage(None):
             trainer.hooks(f"on_{name}_end")
             for hook in trainer.hooks.late(f"on_{name}_end"):
                 hook()
-    return results
+    count = len(trainer.sources)
+    return [results.of_loader(_suffix(count, index)) | more.all for index in range(count)]
 
 
 def _has_step(trainer: Trainer, name: Name) -> bool:

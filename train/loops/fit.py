@@ -111,7 +111,7 @@ class FitLoop:
         trainer.warn_of_evaluation_mode()
         with collecting(trainer, "train"):
             hooks("on_train_start")
-            _, logged = reduced(trainer)
+            logged = reduced(trainer).logged
         log_values(trainer, logged)
         trainer.step = trainer.strategy.training_step(trainer.module)
         step = trainer.precision_plugin.wrap_step(trainer.compiled(trainer.step))
@@ -249,15 +249,16 @@ class FitLoop:
 
     def _call_epoch_end(self) -> None:
         trainer = self._trainer
-        _, logged = reduced(trainer)
+        epoch = reduced(trainer, reset=False)
         with collecting(trainer, "train"):
             trainer.hooks("on_train_epoch_end")
-            _, more = reduced(trainer)
-        log_values(trainer, logged | more)
+            more = reduced(trainer).logged
+        epoch.reset()
+        log_values(trainer, epoch.logged | more)
         with collecting(trainer, "train"):  # those that monitor see what the others have logged just now
             for hook in trainer.hooks.late("on_train_epoch_end"):
                 hook()
-            _, logged = reduced(trainer)
+            logged = reduced(trainer).logged
         log_values(trainer, logged)
 
     def _log_step(self) -> None:

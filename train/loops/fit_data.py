@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from shipline.errors import ConfigError
 from shipline.train.data import CombinedLoader, Feed, any_feed
+from shipline.train.data.combined import own_combined
 from shipline.train.data.fingerprint import fingerprint
 from shipline.train.data.limits import count_batches, several
 from shipline.train.data.sharding import shard, unshuffled
@@ -33,7 +34,7 @@ class FitData:
         """This worker's training batches."""
         if self._feed is None:
             trainer = self._trainer
-            loader = trainer.hooks.data("train_dataloader")
+            loader = own_combined(trainer.hooks.data("train_dataloader"))
             if trainer.overfit_batches:
                 loader = unshuffled(loader)
             if trainer.use_distributed_sampler:
@@ -92,7 +93,7 @@ class FitData:
             own = overrides(trainer.data, "fingerprint")
             loaders = (self.train_loader, *several(self.validation_loaders))
             digest = trainer.data.fingerprint() if own else fingerprint(*loaders)
-            trainer.lineage = trainer.lineage.model_copy(update={"data_fingerprint": digest})
+            trainer.lineage = trainer.lineage_so_far.model_copy(update={"data_fingerprint": digest})
 
     def close(self) -> None:
         """Let the loaders' worker processes end; the numbers of batches stay."""

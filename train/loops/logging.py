@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from shipline.train.metrics import Stage
+from shipline.train.metrics import EpochMetrics, Stage
 
 if TYPE_CHECKING:
     from shipline.train.trainer import Trainer
@@ -21,15 +21,17 @@ def collecting(trainer: Trainer, stage: Stage) -> Iterator[None]:
         yield
 
 
-def reduced(trainer: Trainer) -> tuple[dict[str, float], dict[str, float]]:
-    """Reduce what was collected over the epoch and all workers, show it to callbacks; return all, and what to log."""
+def reduced(trainer: Trainer, reset: bool = True) -> EpochMetrics:
+    """Reduce what was collected over the epoch and all workers, show it to callbacks, and return it."""
     metrics = trainer.metrics
     epoch = metrics.reduce_epoch(trainer.strategy.gather, trainer.strategy.world_size)
     metrics.step.clear()  # or it would hide, later on, what another stage logs under the same name
     latest = epoch.steps | epoch.all
     trainer.reduced_metrics.update({k: torch.tensor(v, dtype=torch.float64) for k, v in latest.items()})
     trainer.epoch_progress.update(epoch.shown)
-    return epoch.all, epoch.logged
+    if reset:
+        epoch.reset()
+    return epoch
 
 
 def log_step(trainer: Trainer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,10 @@ from shipline.errors import TrainingError
 
 if TYPE_CHECKING:
     from shipline.train.trainer import Trainer
+
+logger = logging.getLogger(__name__)
+
+_DONE = {"skip": "the batch is skipped", "stop": "the fit stops"}
 
 
 class LossCheck:
@@ -47,7 +52,10 @@ class LossCheck:
             if loss is None:
                 raise TrainingError(self._none_here(batch_idx))
             return self._finite(loss, batch_idx)
-        here = torch.tensor(float(loss is not None and math.isfinite(loss.item())), device=self._trainer.device)
+        finite = loss is not None and math.isfinite(loss.item())
+        if loss is not None and not finite:
+            self._not_finite(loss.item(), self._where(batch_idx))
+        here = torch.tensor(float(finite), device=self._trainer.device)
         return loss if self._trainer.strategy.reduce(here, reduce_op="min").item() else None
 
     def _checked(self, outputs: Any, loss: Any, batch_idx: int) -> torch.Tensor:
@@ -82,11 +90,13 @@ class LossCheck:
                 return
 
     def _not_finite(self, value: float, where: str) -> None:
+        found = f"The loss is {value} ({where})"
         if self._policy == "raise":
             raise TrainingError(
-                f"The loss is {value} ({where}): lower the learning rate, clip gradients, look at the batch, or set "
+                f"{found}: lower the learning rate, clip gradients, look at the batch, or set "
                 "Trainer(nonfinite_loss='skip')."
             )
+        logger.warning("%s: %s.", found, _DONE[self._policy])
         self._trainer.should_stop |= self._policy == "stop"
 
     def _where(self, batch_idx: int) -> str:

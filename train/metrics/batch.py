@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,8 +16,10 @@ def rows_of(batch: Any) -> int:
         item = stack.pop()
         if isinstance(item, torch.Tensor):
             return item.shape[0] if item.ndim else 1
-        if isinstance(item, dict):
-            stack.extend(reversed(list(item.values())))
-        elif isinstance(item, list | tuple):
+        if isinstance(item, list | tuple):
             stack.extend(reversed(item))
+        elif isinstance(item, Mapping):  # what a tokenizer returns is one, and no dict
+            stack.extend(reversed(list(item.values())))
+        elif dataclasses.is_dataclass(item):
+            stack.extend(getattr(item, field.name) for field in reversed(dataclasses.fields(item)))
     return 1

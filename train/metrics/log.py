@@ -31,6 +31,7 @@ class _Entry:
     values: Reduced | None = None  # of numbers ...
     metric: Any = None  # ... or what reduces in its own way
     attribute: str | None = None  # where the module holds it
+    loader: str = ""  # which of several loaders it was logged of: the suffix of its names
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,19 @@ class EpochMetrics:
     logged: dict[str, float]
     shown: dict[str, float]
     steps: dict[str, float]
+    #: Which of several loaders each of all is of, by the suffix of its names; those that are of none are left out.
+    loaders: dict[str, str]
+    #: The torchmetrics objects behind them.
+    objects: list[Any]
+
+    def reset(self) -> None:
+        """Let the torchmetrics objects begin anew; hooks at the end of the epoch may still compute them before."""
+        for metric in self.objects:
+            metric.reset()
+
+    def of_loader(self, suffix: str) -> dict[str, float]:
+        """Return what was logged of that loader, or of none."""
+        return {name: value for name, value in self.all.items() if self.loaders.get(name, suffix) == suffix}
 
 
 class MetricLog:
@@ -116,22 +130,29 @@ class MetricLog:
                 "the end of its epoch."
             )
         number = None if is_metric(value) else _number(name, value)
-        if add_dataloader_idx and self.suffix:
-            name += self.suffix
+        end = self.suffix if add_dataloader_idx else ""
         training = self._in_batch and self._stage == "train"
         on_step = training if on_step is None else on_step
         on_epoch = not training if on_epoch is None else on_epoch
         if on_step:
-            key = f"{name}_step" if on_epoch else name
-            self._log_step(key, _number(name, step_value(name, value)) if number is None else number, prog_bar, logger)
+            key = f"{name}_step{end}" if on_epoch else f"{name}{end}"
+            latest = _number(name, step_value(name, value)) if number is None else number
+            self._log_step(key, latest, prog_bar, logger)
+            if training and on_epoch:
+                self.step[name] = latest  # callbacks find it under both names
             if sync_dist:
                 self._synced[key] = parse_reduction(name, reduce_fx)
         elif not on_epoch:
             raise ConfigError(f"log({name!r}) has on_step=False and on_epoch=False: set one of them, or leave it out.")
         if on_epoch:
-            entry = self._entries.get(name)
+            entry = self._entries.get(f"{name}{end}")
             if entry is None:
-                entry = self._begin(name, value, number, on_step, prog_bar, logger, reduce_fx, metric_attribute)
+                shown_as = f"{name}_epoch{end}" if on_step else f"{name}{end}"
+                entry = _Entry(shown_as, prog_bar, logger is not False, loader=self.suffix)
+                self._fill(entry, name, value, number, reduce_fx, metric_attribute)
+                self._entries[f"{name}{end}"] = entry
+            elif entry.loader != self.suffix:  # it is of several
+                entry.loader = ""
             if entry.values is not None:
                 assert number is not None
                 entry.values.add(number, batch_size or (rows_of(self._batch) if self._in_batch else 1))
@@ -143,17 +164,13 @@ class MetricLog:
         if prog_bar:
             self.progress[key] = number
 
-    def _begin(
-        self, name: str, value: Any, number: Value | None, on_step: bool, prog_bar: bool, logger: bool | None,
-        reduce_fx: Any, attribute: str | None,
-    ) -> _Entry:  # fmt: skip
-        entry = _Entry(f"{name}_epoch" if on_step else name, prog_bar, logger is not False)
+    def _fill(
+        self, entry: _Entry, name: str, value: Any, number: Value | None, reduce_fx: Any, attribute: str | None
+    ) -> None:
         if number is None:
             entry.metric, entry.attribute = value, attribute or path_of(value, self.module)
         else:
             entry.values = Reduced(parse_reduction(name, reduce_fx))
-        self._entries[name] = entry
-        return entry
 
     def reduce_steps(self, gather: Gather) -> None:
         """Reduce the latest values over all workers, where they were logged with `sync_dist`."""
@@ -174,9 +191,6 @@ class MetricLog:
         everybody = gather((_states(self._entries), steps))
         entries = self._merged([states for states, _ in everybody])
         results = {name: self._result(name, entry, gather, world_size) for name, entry in entries.items()}
-        for entry in entries.values():  # only now: one metric may be logged by several names
-            if entry.metric is not None:
-                entry.metric.reset()
         together: dict[str, list[float]] = {}
         for _, theirs in everybody:
             for name, value in theirs.items():
@@ -187,6 +201,10 @@ class MetricLog:
             shown={entry.shown_as: results[name] for name, entry in entries.items() if entry.prog_bar},
             # Every worker has seen another batch, and all must come to the same decisions.
             steps={name: sum(values) / len(values) for name, values in together.items()},
+            loaders={
+                key: entry.loader for name, entry in entries.items() for key in (name, entry.shown_as) if entry.loader
+            },
+            objects=[entry.metric for entry in entries.values() if entry.metric is not None],
         )
 
     def entries_state(self, stage: Stage) -> dict[str, Any]:
@@ -202,8 +220,8 @@ class MetricLog:
         for states in everybody:
             for name, state in states.items():
                 if name not in merged:
-                    shown_as, prog_bar, logger = state["about"]
-                    merged[name] = _Entry(shown_as, prog_bar, logger, attribute=state["attribute"])
+                    shown_as, prog_bar, logger, loader = state["about"]
+                    merged[name] = _Entry(shown_as, prog_bar, logger, attribute=state["attribute"], loader=loader)
                     if state["reduction"] is None:
                         merged[name].metric = self._metric(name, state["attribute"])
                     else:
@@ -234,7 +252,7 @@ class MetricLog:
 def _states(entries: dict[str, _Entry]) -> dict[str, Any]:
     return {
         name: {
-            "about": (entry.shown_as, entry.prog_bar, entry.logger),
+            "about": (entry.shown_as, entry.prog_bar, entry.logger, entry.loader),
             "reduction": None if entry.values is None else entry.values.reduction,
             "values": None if entry.values is None else entry.values.state(),
             "attribute": entry.attribute,

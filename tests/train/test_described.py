@@ -60,7 +60,8 @@ def test_a_run_from_python_is_trained_again_by_the_command_line(
         },
         "import_path": [SUPPORT],
     }  # fmt: skip
-    del settings["import_path"]  # where the code lies on this machine
+    del settings["import_path"]  # where things lie on this machine
+    settings["trainer"]["default_root_dir"] = f".../{tmp_path.name}"
     assert open_checkpoint(str(first.last_url)).manifest.lineage.config == settings
 
     monkeypatch.chdir(tmp_path)

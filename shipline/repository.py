@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -104,13 +105,19 @@ def _git(directory: Path | None, *arguments: str) -> str | None:
 
 
 def _run(directory: Path | None, *arguments: str, into: object) -> bool:
-    command = ["git", "-c", "core.fsmonitor=false", *arguments]
+    git = shutil.which("git")
+    if git is None:
+        return False
+    where = [] if directory is None else ["-C", str(directory)]
     # Without the lock, a git command that the user gives at the same time finds the index free.
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
     try:
+        # A full path, no cwd and close_fds=False: so `subprocess` spawns, and waits on no pipe, whose other end a data
+        # worker that is forked at the same moment would hold open for as long as it lives.
         subprocess.run(  # noqa: S603
-            command, cwd=directory, env=environment, stdout=into, stderr=subprocess.DEVNULL,  # type: ignore[call-overload]
-            stdin=subprocess.DEVNULL, timeout=TIMEOUT_S, check=True,
+            [git, *where, "-c", "core.fsmonitor=false", *arguments],
+            env=environment, stdout=into, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL,  # type: ignore[call-overload]
+            close_fds=False, timeout=TIMEOUT_S, check=True,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
         return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
 import traceback
 from collections.abc import Iterator
 from functools import partial
@@ -118,6 +119,7 @@ def _torch_modes(trainer: Trainer) -> Iterator[None]:
 
 
 _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+_DYING_S = 5  # a process may take so long from the end of its connections to its own
 
 
 def begin_records(trainer: Trainer, resume: Checkpoint | None) -> None:
@@ -136,24 +138,35 @@ def begin_records(trainer: Trainer, resume: Checkpoint | None) -> None:
 
 def _explained(error: BaseException) -> BaseException:
     """Say of a data worker that died what has happened; the rest is what it is."""
-    try:
-        if not _is_of_a_dead_worker(error):
-            return error
-    except RuntimeError as late:  # PyTorch's word of the death, once, at any line: here the connection failed first
-        error = late
+    death = _death(error)
+    if death is None:
+        return error
     return TrainingError(
-        f"A worker process of the DataLoader died: {str(error).strip() or type(error).__name__} If memory ran out, "
+        f"A worker process of the DataLoader died: {str(death).strip() or type(death).__name__} If memory ran out, "
         "lower num_workers or prefetch_factor; if a row crashes it, num_workers=0 shows which. Resume with "
         "ckpt_path='last'."
     )
 
 
-def _is_of_a_dead_worker(error: BaseException) -> bool:
-    """PyTorch raises a RuntimeError, wherever the process is, unless a connection to the worker fails first."""
+def _death(error: BaseException) -> BaseException | None:
+    """Return what tells of a data worker's death, None where none has died.
+
+    PyTorch raises a RuntimeError once, in whichever line the main thread is when the signal comes. A connection to the
+    worker may fail before that: then its error is waited for, lest it come in the midst of taking down.
+    """
     if isinstance(error, RuntimeError):
-        return "DataLoader worker (pid" in str(error)
+        return error if "DataLoader worker (pid" in str(error) else None
     if not isinstance(error, ConnectionError | EOFError | FileNotFoundError):
-        return False
-    frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
-    loading = any(name.endswith(str(Path("torch/utils/data/dataloader.py"))) for name in frames)
-    return loading and "multiprocessing" in frames[-1]
+        return None
+    try:
+        frames = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+        if not any(name.endswith(str(Path("torch/utils/data/dataloader.py"))) for name in frames):
+            return None
+        if "multiprocessing" not in frames[-1]:
+            return None
+        for _ in range(_DYING_S * 100):
+            torch._C._error_if_any_worker_fails()  # noqa: SLF001 -- it has no public name
+            time.sleep(0.01)
+    except RuntimeError as late:
+        return late
+    return error

@@ -100,3 +100,13 @@ def test_without_a_repository_a_commit_or_git(tmp_path: Path, monkeypatch: pytes
     assert look(tmp_path) is None  # on a file system that hangs
     monkeypatch.setenv("PATH", "")
     assert look(tmp_path) is None
+
+
+def test_git_is_spawned_and_no_fork_holds_it_up(git: Git, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process forked between fork and exec would hold open the pipe that is waited on: see `_run`."""
+
+    def fork(*_arguments: object) -> int:
+        raise AssertionError("forked")
+
+    monkeypatch.setattr(subprocess, "_fork_exec", fork)
+    assert look(tmp_path) is not None

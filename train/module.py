@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from shipline.errors import ConfigError, TrainingError
-from shipline.train.arguments import KeepsArguments
 from shipline.train.hooks import ModuleHooks
 from shipline.train.loops.optimization import OptimizationHooks
+from shipline.train.options.arguments import KeepsArguments
 
 if TYPE_CHECKING:
     from shipline.signature import Signature

@@ -16,13 +16,13 @@ from shipline.plugins import load
 from shipline.train.accelerators import pick_accelerator
 from shipline.train.checkpoints.saver import Saver
 from shipline.train.compiling import Compiler, as_it_is, compiler_of, uncompiled
-from shipline.train.described import Description
 from shipline.train.hooks import Hooks
 from shipline.train.lightning import attach
 from shipline.train.loops.fit_data import FitData
 from shipline.train.loops.progress import Progress
 from shipline.train.metrics import MetricLog
 from shipline.train.metrics.objects import metric_states
+from shipline.train.options.described import Description
 from shipline.train.records import Background, Code, Records
 from shipline.train.seed import rng_state
 from shipline.train.settings import Settings

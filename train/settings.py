@@ -21,13 +21,13 @@ from shipline.train.callbacks import (
     Timer,
 )
 from shipline.train.compiling import check_compile
-from shipline.train.configurable import Configurable
-from shipline.train.duration import Duration, seconds_of
 from shipline.train.hooks import monitors
 from shipline.train.lightning import as_callback, as_logger
 from shipline.train.loggers import CSVLogger, Logger
 from shipline.train.loops.optimization import ClipAlgorithm
-from shipline.train.plugged import made, own_precision, precision_name, profiler_of, strategy_setting
+from shipline.train.options.configurable import Configurable
+from shipline.train.options.duration import Duration, seconds_of
+from shipline.train.options.plugged import made, own_precision, precision_name, profiler_of, strategy_setting
 from shipline.train.precision import Precision
 from shipline.train.profilers import Profiler
 from shipline.train.strategies import Strategy

@@ -18,8 +18,8 @@ from shipline.train.accelerators import pick_accelerator
 from shipline.train.callbacks.adopt import tell
 from shipline.train.compiling import compiled_as
 from shipline.train.data.adopt import as_data
-from shipline.train.described import Description, described
 from shipline.train.lightning import as_module, attach
+from shipline.train.options.described import Description, described
 from shipline.train.records import Background, Code
 from shipline.train.records.records import first_record
 from shipline.train.run import Run, RunDirectory

@@ -54,7 +54,7 @@ def train_parser(command: str, description: str, sources: Sources) -> ArgumentPa
 def add_run_options(parser: ArgumentParser, sources: Sources) -> None:
     """Add the options of module, data, trainer and seed."""
     from shipline.train import DataModule, Module
-    from shipline.train.accepted import foreign
+    from shipline.train.options.accepted import foreign
 
     import_named(sources.words)
     parser.add_argument("--seed_everything", type=int | None, default=None, help="Seed of every generator.")

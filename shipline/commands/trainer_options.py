@@ -35,9 +35,9 @@ def _types() -> dict[str, tuple[Any, Any]]:
     The constructor's own types have `str`, which would take a misspelled class for a name.
     """
     from shipline.train.accelerators import Accelerator
-    from shipline.train.accepted import foreign
     from shipline.train.callbacks import Callback
     from shipline.train.loggers import Logger
+    from shipline.train.options.accepted import foreign
     from shipline.train.profilers import Profiler
     from shipline.train.strategies import Strategy
 

@@ -24,8 +24,8 @@ from shipline.errors import ConfigError, MissingExtraError
 from shipline.store import open_store
 from shipline.train import BatchSizeFinder, LearningRateFinder, ModelCheckpoint, Tuner
 from shipline.train.callbacks import lr_finder
-from shipline.train.snapshot import Snapshot
-from shipline.train.trial import train_steps, trial
+from shipline.train.trials.snapshot import Snapshot
+from shipline.train.trials.trial import train_steps, trial
 
 # Lightning warns of few data workers, of no logger, and of its own future.
 pytestmark = pytest.mark.filterwarnings("ignore")

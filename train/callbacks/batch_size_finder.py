@@ -17,8 +17,8 @@ from shipline.train.data.module import Loaders
 from shipline.train.loops.evaluation import run_steps, sources
 from shipline.train.loops.fit import make_optimizers
 from shipline.train.seed import isolate_rng
-from shipline.train.trial import train_steps, trial
-from shipline.train.tuned import set_value, tuned_attribute, value_of
+from shipline.train.trials.attribute import set_value, tuned_attribute, value_of
+from shipline.train.trials.trial import train_steps, trial
 
 if TYPE_CHECKING:
     from shipline.train.module import Module

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from shipline.train.configurable import Configurable
+from shipline.train.options.configurable import Configurable
 
 if TYPE_CHECKING:
     import torch

@@ -18,8 +18,8 @@ from shipline.plugins import missing_extra
 from shipline.train.callbacks.callback import Callback
 from shipline.train.loops.fit import make_optimizers
 from shipline.train.seed import isolate_rng
-from shipline.train.trial import train_steps, trial
-from shipline.train.tuned import set_value, tuned_attribute
+from shipline.train.trials.attribute import set_value, tuned_attribute
+from shipline.train.trials.trial import train_steps, trial
 
 if TYPE_CHECKING:
     from shipline.train.module import Module

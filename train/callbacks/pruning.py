@@ -12,7 +12,7 @@ from torch.nn.utils import prune
 
 from shipline.errors import ConfigError
 from shipline.train.callbacks.callback import Callback
-from shipline.train.masks import (
+from shipline.train.callbacks.masks import (
     MASK,
     ORIGINAL,
     Place,

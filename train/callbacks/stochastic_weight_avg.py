@@ -21,7 +21,7 @@ from shipline.train.loops import evaluation
 from shipline.train.loops.schedules import Schedule
 from shipline.train.seed import set_rng_state
 from shipline.train.strategies import step_of
-from shipline.train.trial import same_generators, trial
+from shipline.train.trials.trial import same_generators, trial
 
 if TYPE_CHECKING:
     from shipline.train.module import Module

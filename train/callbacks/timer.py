@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from shipline.errors import ConfigError, nearest
 from shipline.train.callbacks.callback import Callback
-from shipline.train.duration import Duration, seconds_of
+from shipline.train.options.duration import Duration, seconds_of
 
 if TYPE_CHECKING:
     from shipline.train.module import Module

@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from shipline.errors import ConfigError
 from shipline.train.accelerators.devices import to_device
-from shipline.train.arguments import KeepsArguments
 from shipline.train.data.fingerprint import fingerprint
 from shipline.train.hooks import overrides
+from shipline.train.options.arguments import KeepsArguments
 
 if TYPE_CHECKING:  # its import takes time, and nothing here needs it
     from shipline.processing import Processing

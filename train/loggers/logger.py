@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from shipline.store import Store
-from shipline.train.configurable import Configurable
+from shipline.train.options.configurable import Configurable
 
 
 class Logger(Configurable):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from shipline.store import Store, absolute, open_store
-from shipline.train.configurable import Configurable
+from shipline.train.options.configurable import Configurable
 
 if TYPE_CHECKING:
     from torch import nn

@@ -25,7 +25,7 @@ from shipline.train.records.environment import describe_environment
 if TYPE_CHECKING:
     import torch
 
-    from shipline.train.described import Description
+    from shipline.train.options.described import Description
     from shipline.train.records.code import Code
     from shipline.train.trainer import Trainer
 

@@ -17,7 +17,7 @@ from shipline.train.loops.fit import FitLoop, for_steps
 from shipline.train.loops.fit_data import FitData
 from shipline.train.loops.loss import LossCheck
 from shipline.train.profilers import PassThroughProfiler
-from shipline.train.snapshot import Snapshot
+from shipline.train.trials.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from shipline.train.callbacks.callback import Callback

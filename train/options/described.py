@@ -12,8 +12,8 @@ from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 from shipline.lineage import without_secrets
-from shipline.train.arguments import Arguments, KeepsArguments
-from shipline.train.configurable import Configurable
+from shipline.train.options.arguments import Arguments, KeepsArguments
+from shipline.train.options.configurable import Configurable
 from shipline.train.seed import current_seed
 
 if TYPE_CHECKING:

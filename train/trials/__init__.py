@@ -1,0 +1,1 @@
+"""Steps beside a run, for those who must try something before they decide."""

@@ -11,6 +11,7 @@ Importing this package imports neither torch nor ray; each name below is importe
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from shipline.train import seed_everything as seed_everything
 
 __version__ = "0.1.0"
+
+# Who uses the package decides where its log goes; the command line sends it to standard error.
+logging.getLogger("shipline").addHandler(logging.NullHandler())
 
 # The public surface: name -> "module:attribute". `export` and `serve` are packages that can be called.
 _SURFACE = {

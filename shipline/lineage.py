@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import platform
 import re
-import subprocess
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from shipline.repository import Repository, look
 from shipline.store import redact
 
 _SECRET_KEY = re.compile(r"passw|secret|credential|(api|access|auth|private|secret)_?(key|token)", re.IGNORECASE)
@@ -38,11 +38,14 @@ class Lineage(BaseModel):
 
 def describe_code(directory: Path | None = None) -> dict[str, Any]:
     """Return the git commit of the code, whether files differ from it, and the versions of the packages that matter."""
-    commit = _git("rev-parse", "HEAD", directory=directory)
-    status = _git("status", "--porcelain", directory=directory)
+    return described(look(directory))
+
+
+def described(repository: Repository | None) -> dict[str, Any]:
+    """Return what a lineage says of code from this repository, or from none, on this machine."""
     return {
-        "git_commit": commit,
-        "git_dirty": None if status is None else bool(status),
+        "git_commit": None if repository is None else repository.commit,
+        "git_dirty": None if repository is None else repository.dirty,
         "packages": _versions(),
     }
 
@@ -78,13 +81,3 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def _git(*arguments: str, directory: Path | None) -> str | None:
-    """Return what git prints, or None where there is no git or no repository."""
-    command = ["git", *arguments]
-    try:
-        done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

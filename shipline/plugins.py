@@ -71,6 +71,12 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "ddp_find_unused_parameters_true": "shipline.train.strategies.ddp:DdpFindUnusedParameters",
         "single_device": "shipline.train.strategies.base:Strategy",
     },
+    "logger": {
+        "csv": "shipline.train.loggers.csv_logs:CSVLogger",
+        "mlflow": "shipline.train.loggers.mlflow:MLFlowLogger",
+        "tensorboard": "shipline.train.loggers.tensorboard:TensorBoardLogger",
+        "wandb": "shipline.train.loggers.wandb:WandbLogger",
+    },
     "profiler": {
         "simple": "shipline.train.profilers.simple:SimpleProfiler",
         "advanced": "shipline.train.profilers.advanced:AdvancedProfiler",

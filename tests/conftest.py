@@ -21,6 +21,9 @@ from shipline import plugins
 
 # The parts, and torch.export, set these for the rest of the process; set here, so that no test seems to leave them.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / "torchinductor_tests"))
 
 # A change is judged by the same examples each time. To look for others: pytest --hypothesis-profile=explore

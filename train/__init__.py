@@ -39,7 +39,7 @@ from shipline.train.callbacks import (
     WeightAveraging,
 )
 from shipline.train.data import DataModule
-from shipline.train.loggers import CSVLogger, Logger
+from shipline.train.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from shipline.train.module import Module
 from shipline.train.run import Run
 from shipline.train.seed import seed_everything
@@ -68,6 +68,7 @@ __all__ = [
     "LightningDataModule",
     "LightningModule",
     "Logger",
+    "MLFlowLogger",
     "ModelCheckpoint",
     "ModelPruning",
     "ModelSummary",
@@ -82,10 +83,12 @@ __all__ = [
     "SpikeDetection",
     "StochasticWeightAveraging",
     "TQDMProgressBar",
+    "TensorBoardLogger",
     "ThroughputMonitor",
     "Timer",
     "Trainer",
     "Tuner",
+    "WandbLogger",
     "WeightAveraging",
     "seed_everything",
 ]

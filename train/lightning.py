@@ -8,6 +8,7 @@ LightningModule that reach into Lightning's own Trainer reach ours where ours ru
 from __future__ import annotations
 
 import functools
+import threading
 from typing import TYPE_CHECKING, Any
 
 from shipline.errors import ConfigError
@@ -108,40 +109,81 @@ def as_logger(item: Any) -> Logger:
     if isinstance(item, Logger):
         return item
     if is_foreign(item, "Logger"):
+        if getattr(item, "_log_model", False):
+            raise ConfigError(
+                f"{type(item).__name__} has log_model={item._log_model!r}: checkpoints here are directories on any "  # noqa: SLF001
+                "store, which it cannot upload. Leave it out, or log an artifact in a callback."
+            )
         return ForeignLogger(item)
     raise ConfigError(f"logger has a {type(item).__name__}, which is no shipline.train.Logger.")
 
 
 class ForeignLogger(Logger):
-    """One of Lightning's loggers; it writes where it was told to."""
+    """One of Lightning's loggers; it writes where it was told to, and begins anew where a run is resumed."""
 
     def __init__(self, logger: Any) -> None:
         self.logger = logger
+        self._lock = threading.RLock()  # they are made for one thread, and `save` comes in that of the checkpoints
+
+    def __reduce__(self) -> Any:
+        return ForeignLogger, (self.logger,)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        """That of the logger: modules ask `isinstance(self.logger, WandbLogger)` before they use what only that has."""
+        return type(self.logger)
 
     def log_hyperparams(self, params: dict[str, Any]) -> None:
         """Pass the arguments on."""
-        self.logger.log_hyperparams(params)
+        with self._lock:
+            self.logger.log_hyperparams(params)
 
-    def log_metrics(self, metrics: dict[str, float], step: int) -> None:
-        """Pass the metrics on."""
-        self.logger.log_metrics(metrics, step)
+    def log_graph(self, model: Any, input_array: Any = None) -> None:
+        """Pass the module on."""
+        with self._lock:
+            self.logger.log_graph(model, input_array)
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Pass the metrics on; in a copy, for they are the logger's to change."""
+        with self._lock:
+            self.logger.log_metrics(dict(metrics), step)
 
     def save(self) -> None:
         """Let it write."""
-        self.logger.save()
+        with self._lock:
+            self.logger.save()
 
     def finalize(self, status: str) -> None:
         """Let it end."""
-        self.logger.finalize(status)
+        with self._lock:
+            self.logger.finalize(status)
 
     @property
     def experiment(self) -> Any:
         """What the logger writes with."""
         return self.logger.experiment
 
+    @property
+    def name(self) -> str | None:
+        """The logger's name."""
+        return self.logger.name  # type: ignore[no-any-return]
+
+    @property
+    def version(self) -> str | int | None:
+        """The logger's version."""
+        return self.logger.version  # type: ignore[no-any-return]
+
+    @property
+    def log_dir(self) -> str | None:
+        """The logger's directory; None where it has no such thing."""
+        return getattr(self.logger, "log_dir", None)
+
+    @property
+    def save_dir(self) -> str | None:
+        """The directory that the logger was given."""
+        return self.logger.save_dir  # type: ignore[no-any-return]
+
     def __getattr__(self, name: str) -> Any:
-        if name == "logger":  # before there is one, while it is unpickled
-            raise AttributeError(name)
         return getattr(self.logger, name)
 
 

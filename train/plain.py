@@ -49,6 +49,7 @@ from shipline.train.seed import rng_state, set_rng_state
 from shipline.train.strategies import Strategy
 
 if TYPE_CHECKING:
+    from shipline.train.loggers import Logger
     from shipline.train.trainer import Trainer
 
 
@@ -272,11 +273,18 @@ def run_function(
     loop = Loop(trainer, resume)
     with contextlib.ExitStack() as todo, trainer.signals.handled():
         if trainer.is_global_zero:
+            todo.push(lambda _kind, error, _trace: trainer.records.end(trainer, error))
+            trainer.records.begin(trainer, {}, resumed=resume is not None)
             loop.open_loggers()
-            for each in trainer.loggers:
+            for each in reversed(trainer.loggers):
+                todo.push(partial(_finalize, each))
                 todo.callback(each.save)
         todo.callback(trainer.saver.writer.close)
         found = function(loop)
         trainer.saver.writer.wait()
         trainer.strategy.barrier()  # what the first worker has written, all may read
         return found
+
+
+def _finalize(logger: Logger, _kind: Any, error: BaseException | None, _trace: Any) -> None:
+    logger.finalize("success" if error is None else "failed")

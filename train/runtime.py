@@ -22,6 +22,7 @@ from shipline.train.loops.fit_data import FitData
 from shipline.train.loops.progress import Progress
 from shipline.train.metrics import MetricLog
 from shipline.train.metrics.objects import metric_states
+from shipline.train.records import Background, Code, Records
 from shipline.train.seed import rng_state
 from shipline.train.settings import Settings
 from shipline.train.signals import Signals, ending
@@ -47,7 +48,7 @@ logger = logging.getLogger(__name__)
 _STAYS = frozenset({
     "saver", "fit_data", "hooks", "module", "data", "step", "loss_check", "optimizers", "loop_optimizers", "schedules",
     "sources", "strategy", "accelerator", "precision_plugin", "metrics", "signals", "predictions",
-    "compiled", "uncompiled", "compiled_as",
+    "compiled", "uncompiled", "compiled_as", "records",
 })  # fmt: skip
 
 
@@ -84,7 +85,9 @@ class Runtime(Settings, TrainerView):
         #: URL of the checkpoint that the stage goes on from, or has its weights from.
         self.ckpt_path: str | None = None
         self.run_directory: RunDirectory | None = None
-        self.lineage = Lineage()
+        self.lineage_so_far = Lineage()
+        self.code = Background.known(Code())
+        self.records = Records()
         self.optimizers: list[Optimizer] = []
         self.loop_optimizers: list[Any] = []
         self.schedules: list[Schedule] = []
@@ -113,6 +116,15 @@ class Runtime(Settings, TrainerView):
     def trainer(self) -> Trainer:
         """This object."""
         return self  # type: ignore[return-value]
+
+    @property
+    def lineage(self) -> Lineage:
+        """Which code, data and settings the run is made of; waits for git, which is asked in the background."""
+        return self.lineage_so_far.model_copy(update=self.code.result().lineage)
+
+    @lineage.setter
+    def lineage(self, lineage: Lineage) -> None:
+        self.lineage_so_far = lineage
 
     # ---- joining a stage ---------------------------------------------------------------------------------------------
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import Any, Literal
 
-from shipline.errors import ConfigError
+from shipline.errors import ConfigError, unknown_name
+from shipline.plugins import known, load
 from shipline.store import absolute
 from shipline.train.accelerators import Accelerator
 from shipline.train.callbacks import (
@@ -48,7 +49,8 @@ class Settings(Configurable):
         workers: processes that train together; default: `devices` times `num_nodes`. One runs here; more run as Ray
             actors.
         precision: "64-true", "32-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed" or "fp8"; 64, 32, 16, "bf16".
-        logger: where metrics go; True is a CSV file in the run's directory, False is nowhere.
+        logger: where metrics go: "csv", "tensorboard", "mlflow", "wandb", a Logger, or several of them; True is a CSV
+            file in the run's directory, False is nowhere.
         callbacks: what acts at the hooks of the run, in order.
         fast_dev_run: try everything with so many batches (True: 1) and write nothing: no loggers, no checkpoints.
         max_epochs: epochs after which to stop; -1: no limit; default: 1000 where nothing else limits the fit.
@@ -97,7 +99,7 @@ class Settings(Configurable):
         num_nodes: int = 1,
         workers: int | None = None,
         precision: int | str | None = None,
-        logger: bool | Logger | Sequence[Logger] | None = None,
+        logger: bool | Logger | str | Sequence[Logger | str] | None = None,
         callbacks: Sequence[Callback] | Callback | None = None,
         fast_dev_run: bool | int = False,
         max_epochs: int | None = None,
@@ -311,11 +313,22 @@ def _workers(workers: int | None, devices: int | str | Sequence[int], num_nodes:
     return each * num_nodes
 
 
-def _loggers(given: bool | Logger | Iterable[Logger]) -> list[Logger]:
-    """Return the loggers: True is the CSV file, False is none."""
+def _loggers(given: bool | str | Logger | Iterable[str | Logger]) -> list[Logger]:
+    """Return the loggers: True is the CSV file, False is none, a name is one of the kind `logger` of the plug-ins."""
     if isinstance(given, bool):
         return [CSVLogger()] if given else []
-    return [as_logger(item) for item in (given if isinstance(given, list | tuple) else [given])]
+    items = given if isinstance(given, list | tuple) else [given]
+    return [_named_logger(item) if isinstance(item, str) else as_logger(item) for item in items]
+
+
+def _named_logger(name: str) -> Logger:
+    """Return the logger of that name, "csv", or with a class of that name, "CSVLogger"."""
+    names = known("logger")
+    classes = {target.rpartition(":")[2]: name for name, target in names.items()}
+    if name not in names and name not in classes:
+        raise unknown_name("logger", name, [*names, *classes])
+    made: Logger = load("logger", classes.get(name, name))()
+    return made
 
 
 def _callbacks(given: Any, timer: Callback | None, *defaults: type[Callback] | None) -> list[Callback]:

@@ -15,8 +15,6 @@ import torch
 
 from shipline.checkpoint import Checkpoint
 from shipline.errors import StoreError, TrainingError
-from shipline.lineage import without_secrets
-from shipline.train.run import CONFIG_FILE
 
 if TYPE_CHECKING:
     from shipline.train.data import DataModule
@@ -78,7 +76,9 @@ def _take_down(trainer: Trainer, stage: Stage, has_data: bool, failure: BaseExce
         todo.callback(trainer.hooks, "teardown", stage)
         if has_data:
             todo.callback(trainer.hooks.data, "teardown", stage)
-        if trainer.is_global_zero and stage == "fit":
+        if trainer.is_global_zero:
+            if stage == "fit":
+                todo.push(lambda _kind, error, _trace: trainer.records.end(trainer, failure or error))
             for each in reversed(trainer.loggers):
                 todo.callback(each.finalize, "success" if failure is None else "failed")
                 todo.push(partial(_save, each, failure))
@@ -121,19 +121,17 @@ _CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 
 def begin_records(trainer: Trainer, resume: Checkpoint | None) -> None:
-    """Open the loggers and write down the settings."""
+    """Open the loggers, and begin to write down what the run is made of."""
     if not trainer.is_global_zero:
         return
-    if trainer.run_directory is not None and trainer.config:
-        import yaml
-
-        content = yaml.safe_dump(without_secrets(trainer.config), sort_keys=False).encode()
-        trainer.run_directory.store.write(CONFIG_FILE, content)
+    hparams = dict(trainer.module.hparams)
+    trainer.records.begin(trainer, hparams, resumed=resume is not None)
     for each in trainer.loggers:
         store = None if trainer.run_directory is None else trainer.run_directory.store
         each.open(store, trainer.progress.first_unlogged() if resume is not None else None)
-        if trainer.enable_autolog_hparams:
-            each.log_hyperparams(dict(trainer.module.hparams))
+        if trainer.enable_autolog_hparams and hparams:
+            each.log_hyperparams(hparams)
+        each.log_graph(trainer.module)
 
 
 def _explained(error: BaseException) -> BaseException:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from shipline.checkpoint import Checkpoint
 from shipline.errors import ConfigError, TrainingError
-from shipline.lineage import Lineage, describe_code, publishable
+from shipline.lineage import Lineage, publishable
 from shipline.store import absolute, join, open_store
 from shipline.train import checkpoints, loops
 from shipline.train.accelerators import pick_accelerator
@@ -18,6 +19,8 @@ from shipline.train.callbacks.adopt import tell
 from shipline.train.compiling import compiled_as
 from shipline.train.data.adopt import as_data
 from shipline.train.lightning import as_module, attach
+from shipline.train.records import Background, Code
+from shipline.train.records.records import first_record
 from shipline.train.run import Run, RunDirectory
 from shipline.train.runtime import Runtime
 from shipline.train.seed import current_seed
@@ -65,7 +68,7 @@ class Trainer(Runtime):
         module = self._take(model)
         data = as_data(module, datamodule, train=train_dataloaders, val=val_dataloaders)
         resume = self._begin_run(type(module), type(module).__name__.lower(), ckpt_path)
-        self._launch("fit", module, data, resume=resume)
+        self._launch_run("fit", module, data, resume)
         return self._result(module, data)
 
     def run(self, function: Callable[[Loop], Any], ckpt_path: str | None = None) -> Run:
@@ -80,7 +83,7 @@ class Trainer(Runtime):
         """
         named = function if hasattr(function, "__qualname__") else type(function)
         resume = self._begin_run(named, named.__name__.lower().strip("<>"), ckpt_path)
-        result = self._launch("run", function, None, resume=resume)
+        result = self._launch_run("run", function, None, resume)
         run = self._result(None, None)
         return replace(run, result=result, last_url=run.url and f"{run.url}/last")
 
@@ -204,6 +207,15 @@ class Trainer(Runtime):
         strategy = pick_strategy(self.strategy_setting, self.workers)
         return loops.run(self, stage, module, data, strategy, **options)
 
+    def _launch_run(self, stage: Work, what: Any, data: DataModule | None, resume: Checkpoint | None) -> Any:
+        """Run what has a directory, and see that its records say so if it ends before they begin."""
+        try:
+            return self._launch(stage, what, data, resume=resume)
+        except BaseException as error:
+            if self.run_directory is not None:
+                self.records.fail(self.run_directory.store, error)
+            raise
+
     def _begin_run(self, what: Any, name: str, ckpt_path: str | None) -> Checkpoint | None:
         """Forget the run before, find what to go on from, and take a directory for the records of `what`."""
         pick_accelerator(self._accelerator)  # before anything is written
@@ -211,12 +223,8 @@ class Trainer(Runtime):
         name = self.name or name
         resume = self._find_checkpoint(ckpt_path, name)
         self.ckpt_path = None if resume is None else resume.store.url
-        self.lineage = Lineage(
-            **describe_code(_directory_of(what)),
-            config=publishable(self.config),
-            seed=current_seed(),
-            world_size=self.workers,
-        )
+        self.code = Background(partial(Code.found, _directory_of(what), self._own_directory()))
+        self.lineage = Lineage(config=publishable(self.config), seed=current_seed(), world_size=self.workers)
         self.run_directory = self._open_run(f"{what.__module__}.{what.__qualname__}", name, resume)
         return resume
 
@@ -234,8 +242,12 @@ class Trainer(Runtime):
         run = RunDirectory.of(resume) if resume is not None else None
         if run is not None and run.experiment == join(self.default_root_dir, name):
             return run
-        description = {"module": what, "lineage": self.lineage.model_dump(mode="json")}
-        return RunDirectory.create(self.default_root_dir, name, description)
+        return RunDirectory.create(self.default_root_dir, name, first_record(what, self.lineage_so_far))
+
+    def _own_directory(self) -> Path | None:
+        """Where runs lie on this machine: what they write does not change the user's code."""
+        root = self.default_root_dir.removeprefix("file://")
+        return None if "://" in root else Path(root)
 
     def _result(self, model: Module | None, data: DataModule | None) -> Run:
         kept = self.checkpoint_callback

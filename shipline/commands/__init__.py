@@ -17,6 +17,7 @@ COMMANDS = {
     "serve": "answer predictions over HTTP",
     "predict": "ask a server",
     "inspect": "show what a repository, a model or a version holds",
+    "runs": "list the runs below a URL, or compare some",
     "up": "train, export and serve, from one file",
 }
 
@@ -33,8 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command, rest = given[0], given[1:]
     if command not in COMMANDS:
         return _fail(f"There is no command {command!r}.{nearest(command, COMMANDS)}\n\n{_help()}", 2)
+    from shipline.commands.logs import as_it_was
+
     try:
-        importlib.import_module(f"shipline.commands.{command}").run(rest)
+        with as_it_was():
+            importlib.import_module(f"shipline.commands.{command}").run(rest)
     except ShiplineError as error:
         return _fail(f"shipline {command}: {error}", error.exit_code)
     except ModuleNotFoundError as error:
@@ -49,7 +53,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _help() -> str:
     lines = [f"  {name:<8} {text}" for name, text in COMMANDS.items()]
-    return "\n".join(["usage: shipline <command> ...", "", *lines, "", "shipline <command> --help says more."])
+    return "\n".join(
+        [
+            "usage: shipline <command> ...",
+            "",
+            *lines,
+            "",
+            "shipline <command> --help says more.",
+            "train, serve and up take --log-level debug|info|warning|error (or SHIPLINE_LOG_LEVEL).",
+        ]
+    )
 
 
 def _fail(message: str, code: int) -> int:

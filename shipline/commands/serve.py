@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 from shipline.commands.console import split_positional
+from shipline.commands.logs import log_to_terminal
 from shipline.config import new_parser, parse
 from shipline.errors import ConfigError
 
 
 def run(arguments: Sequence[str]) -> None:
     """Serve until a signal."""
+    arguments = log_to_terminal(arguments)
     url, rest = split_positional(arguments)
     parser = new_parser("serve", "Serve every model below a URL, given first; or one model; or one version.")
     parser.add_argument("--host", type=str, default="127.0.0.1", help="Address to listen on; 0.0.0.0 is every network.")
@@ -19,14 +20,6 @@ def run(arguments: Sequence[str]) -> None:
     settings = parse(parser, rest)
     if url is None:
         raise ConfigError("What to serve? Give a URL first, such as: shipline serve s3://bucket/models --port 8000")
-    log_to_terminal()
     from shipline.plugins import load_target
 
     load_target("shipline.serve.server:serve")(url, host=settings.host, port=settings.port)
-
-
-def log_to_terminal() -> None:
-    """Show what the server has to say, and of its libraries only what is wrong."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    for library in ("uvicorn", "httpx", "aiobotocore", "botocore"):
-        logging.getLogger(library).setLevel(logging.WARNING)

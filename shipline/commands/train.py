@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser, Namespace
 
 from shipline.commands.console import console, split_positional
+from shipline.commands.logs import log_to_terminal
 from shipline.config import build, new_parser, parse, plain
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 def run(arguments: Sequence[str]) -> None:
     """Train as the file and the options say."""
+    arguments = log_to_terminal(arguments)
     parser = train_parser("train", "Train a module. The first argument may be a YAML file; options override it.")
     config, rest = split_positional(arguments)
     settings = parse(parser, rest, config)

@@ -9,7 +9,7 @@ from jsonargparse import ActionParser, ArgumentParser, Namespace
 from shipline.artifact import Artifact
 from shipline.commands.console import split_positional
 from shipline.commands.export import add_export_options, show_verdicts
-from shipline.commands.serve import log_to_terminal
+from shipline.commands.logs import log_to_terminal
 from shipline.commands.train import fit, instantiate, train_parser
 from shipline.config import new_parser, parse
 from shipline.errors import ConfigError
@@ -17,6 +17,7 @@ from shipline.errors import ConfigError
 
 def run(arguments: Sequence[str]) -> None:
     """Train, export, and serve until a signal."""
+    arguments = log_to_terminal(arguments)
     config, rest = split_positional(arguments)
     parser = up_parser()
     if config is None:
@@ -27,7 +28,6 @@ def run(arguments: Sequence[str]) -> None:
     settings = parse(parser, rest, config)
     artifact = publish(parser, settings, config)
     show_verdicts(artifact)
-    log_to_terminal()
     from shipline.plugins import load_target
 
     load_target("shipline.serve.server:serve")(artifact.url, host=settings.serve.host, port=settings.serve.port)

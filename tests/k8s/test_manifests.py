@@ -87,7 +87,7 @@ def test_the_command_line_takes_the_arguments_of_the_container(
 ) -> None:
     served: list[tuple[str, dict[str, Any]]] = []
     monkeypatch.setattr(plugins, "load_target", lambda target: lambda url, **options: served.append((url, options)))
-    monkeypatch.setattr(serve_command, "log_to_terminal", lambda: None)
+    monkeypatch.setattr(serve_command, "log_to_terminal", list)
     monkeypatch.setattr(sys, "path", [*sys.path])
     command, *arguments = pods(base)[0].main["args"]
     serve_command.run([argument.replace("$(SHIPLINE_URL)", "s3://models") for argument in arguments])

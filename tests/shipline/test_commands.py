@@ -139,7 +139,7 @@ TRAIN_MISTAKES = {
     "callback": (callback("class_path: ModelCheckpont"), [],
         "trainer.callbacks: there is no class 'ModelCheckpont'. Did you mean 'ModelCheckpoint'?"),
     "logger": (TRAIN, ["--trainer.logger", "CSVLoger"],
-        "trainer.logger: there is no class 'CSVLoger'. Did you mean 'CSVLogger'?"),
+        "shipline train: Unknown logger 'CSVLoger'. Did you mean 'CSVLogger'?"),
     "no Module": (TRAIN.replace("tiny.Tiny", "tiny.Stranger"), [],
         "module: Import path tiny.Stranger does not correspond to a subclass of Module"),
     "module and data swapped": (TRAIN.replace("tiny.Tiny", "tiny.Data"), [],

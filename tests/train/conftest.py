@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -31,6 +32,20 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
+def wandb_offline(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """W&B as it is without a key; its process ends with the test."""
+    import wandb
+
+    own = tmp_path_factory.mktemp("wandb")
+    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR", "HOME"):
+        monkeypatch.setenv(name, str(own))
+    for name in [name for name in os.environ if name in ("WANDB_MODE", "WANDB_API_KEY", "NETRC")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    yield
+    wandb.teardown()
+
+
 def quiet_lightning() -> Iterator[None]:
     """Lightning's loggers say errors only, and are afterwards as they were."""
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch")]

@@ -21,7 +21,6 @@ from strategy_conformance import StrategyConformance
 from torch import nn
 from training import Mlp, bare_trainer, new_trainer, train_loader, val_loader
 
-import shipline as sl
 from docs import blocks, classes
 from shipline.errors import ConfigError
 from shipline.store import open_store
@@ -75,7 +74,7 @@ def test_the_callback(package: Any, tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_the_logger(package: Any, url: str) -> None:
     def fit(epochs: int, ckpt_path: str | None = None) -> list[Any]:
-        logger = [package.JsonLines(), sl.train.CSVLogger()]
+        logger = ["json_lines", "csv"]
         run = new_trainer(url, max_epochs=epochs, logger=logger, log_every_n_steps=1).fit(
             Mlp(), train_loader(128), ckpt_path=ckpt_path
         )

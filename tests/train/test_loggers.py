@@ -12,8 +12,9 @@ import pytest
 from training import Recorder, Scripted, metric_rows, new_trainer, numbers
 
 import shipline as sl
+from shipline.errors import ConfigError
 from shipline.store import Store, open_store
-from shipline.train import CSVLogger, Logger
+from shipline.train import CSVLogger, Logger, TensorBoardLogger
 
 
 def text(url: str) -> str:
@@ -164,3 +165,22 @@ def test_without_loggers_and_checkpoints_there_is_no_run_directory(tmp_path: Pat
     assert run.url is None
     assert list(tmp_path.iterdir()) == []
     assert [type(logger) for logger in sl.Trainer().loggers] == [CSVLogger]
+
+
+@pytest.mark.parametrize("kind", ["csv", "tensorboard"])
+def test_what_a_logger_calls_itself(tmp_path: Path, kind: str) -> None:
+    """As in Lightning: name, version and directory are those of the run, or what was given."""
+    make: Any = {"csv": CSVLogger, "tensorboard": TensorBoardLogger}[kind]
+    within, apart, named = make(), make(str(tmp_path / "logs")), make(str(tmp_path / "logs"), "mine", 7)
+    assert (within.name, within.version, within.log_dir, within.save_dir) == (None, None, None, None)
+    trainer = new_trainer(tmp_path, max_epochs=1, logger=[within, apart, named])
+    run = trainer.fit(Scripted([1.0]), numbers(1), numbers(1))
+    logs = str(tmp_path / "logs")
+    assert (within.name, within.version, within.log_dir, within.save_dir) == ("scripted", 0, run.url, None)
+    assert (apart.name, apart.version, apart.log_dir, apart.save_dir) == (
+        "scripted", 0, f"{logs}/scripted/version_0", logs,
+    )  # fmt: skip
+    assert (named.name, named.version, named.log_dir) == ("mine", 7, f"{logs}/mine/version_7")
+    assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == ["mine", "scripted"]
+    with pytest.raises(ConfigError, match="'a/b' is no experiment name"):
+        make(logs, "a/b")

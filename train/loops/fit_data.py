@@ -93,7 +93,7 @@ class FitData:
             own = overrides(trainer.data, "fingerprint")
             loaders = (self.train_loader, *several(self.validation_loaders))
             digest = trainer.data.fingerprint() if own else fingerprint(*loaders)
-            trainer.lineage = trainer.lineage.model_copy(update={"data_fingerprint": digest})
+            trainer.lineage = trainer.lineage_so_far.model_copy(update={"data_fingerprint": digest})
 
     def close(self) -> None:
         """Let the loaders' worker processes end; the numbers of batches stay."""

@@ -49,8 +49,16 @@ class Logger(Configurable):
         """URL of the directory that holds the files."""
         return None
 
+    @property
+    def save_dir(self) -> str | None:
+        """URL of the directory below which it was told to keep its files."""
+        return None
+
     def log_hyperparams(self, params: dict[str, Any]) -> None:
         """Take the arguments that the module was made with."""
+
+    def log_graph(self, model: Any, input_array: Any = None) -> None:
+        """Take the module that is trained, for those that draw it."""
 
     def log_metrics(self, metrics: dict[str, float], step: int) -> None:
         """Take the metrics of a step, counted from 0."""
@@ -59,4 +67,4 @@ class Logger(Configurable):
         """Write what was taken so far."""
 
     def finalize(self, status: str) -> None:
-        """End: "success" or "failed"."""
+        """End: "success" or "failed". More may come all the same: what a test after the fit logs."""

@@ -46,6 +46,7 @@ def wandb_offline(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.
     wandb.teardown()
 
 
+@pytest.fixture
 def quiet_lightning() -> Iterator[None]:
     """Lightning's loggers say errors only, and are afterwards as they were."""
     loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "lightning.pytorch")]

@@ -103,7 +103,7 @@ def _resolve(
         found = open_checkpoint(checkpoint)
     else:
         found = checkpoint.checkpoint
-        module = module or _same_again(checkpoint.module, found)
+        module = module or same_again(checkpoint.module, found)
         data = data or checkpoint.data
     if module is None:
         raise ConfigError(
@@ -115,7 +115,7 @@ def _resolve(
     return found, module, data
 
 
-def _same_again(module: Module, checkpoint: Checkpoint) -> Callable[..., Any]:
+def same_again(module: Module, checkpoint: Checkpoint) -> Callable[..., Any]:
     """Return what constructs the run's module again: its class, with the arguments that no checkpoint can keep."""
     lost = {name: module.hparams[name] for name in checkpoint.manifest.not_rebuildable}
     return functools.partial(type(module), **lost) if lost else type(module)

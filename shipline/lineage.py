@@ -51,9 +51,20 @@ def described(repository: Repository | None) -> dict[str, Any]:
 
 
 def publishable(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the configuration as it may travel: without credentials, and without what only this machine has."""
+    """Return the configuration as it may travel: without credentials, and without where things lie on this machine."""
     kept: dict[str, Any] = without_secrets({key: value for key, value in config.items() if key != "import_path"})
-    return kept
+    return {key: _without_directories(value) for key, value in kept.items()}
+
+
+def _without_directories(value: Any) -> Any:
+    """The value with the last part of an absolute path in place of each."""
+    if isinstance(value, dict):
+        return {key: _without_directories(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_without_directories(each) for each in value]
+    if isinstance(value, str) and value.startswith(("/", "~", "file://")):
+        return f".../{value.rstrip('/').rpartition('/')[2]}"
+    return value
 
 
 def without_secrets(config: Any) -> Any:

@@ -6,11 +6,12 @@ import re
 from datetime import timedelta
 from typing import Any
 
-from shipline.errors import ConfigError
+from shipline.errors import ConfigError, nearest
 
 #: "DD:HH:MM:SS", a timedelta, or the arguments of one.
-Duration = str | timedelta | dict[str, Any]
+Duration = str | dict[str, Any] | timedelta  # in this order: what comes after timedelta, jsonargparse writes as one
 
+_UNITS = ("weeks", "days", "hours", "minutes", "seconds", "milliseconds", "microseconds")
 _CLOCK = re.compile(r"(\d+):(\d\d?):(\d\d?):(\d\d?)")
 
 
@@ -24,6 +25,10 @@ def seconds_of(name: str, duration: Duration) -> float:
         days, hours, minutes, seconds = map(int, found.groups())
         duration = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
     if isinstance(duration, dict):
+        for unit in duration:
+            if unit not in _UNITS:
+                hint = nearest(str(unit), _UNITS)
+                raise ConfigError(f"{name}={duration!r} is no length of time: there is no unit {unit!r}.{hint}")
         try:
             duration = timedelta(**duration)
         except TypeError as error:

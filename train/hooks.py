@@ -290,10 +290,15 @@ def monitors(callback: Any) -> bool:
 
 def is_foreign(item: object, kind: str) -> bool:
     """Whether the item is one of Lightning's `kind`: "LightningModule", "LightningDataModule", "Callback", "Logger"."""
+    return is_foreign_class(type(item), kind)
+
+
+def is_foreign_class(cls: type, kind: str) -> bool:
+    """Whether the class derives from Lightning's `kind`."""
     return any(
-        cls.__name__ == kind
-        and cls.__module__.partition(".")[0] in ("pytorch_lightning", "lightning", "lightning_fabric")
-        for cls in type(item).__mro__
+        base.__name__ == kind
+        and base.__module__.partition(".")[0] in ("pytorch_lightning", "lightning", "lightning_fabric")
+        for base in cls.__mro__
     )
 
 

@@ -55,7 +55,12 @@ def profiler_of(given: Profiler | str | None) -> Profiler:
     """Return the Profiler, made where it is named; ConfigError where there is none of that name, or it is none."""
     if given is None:
         return PassThroughProfiler()
-    made = load("profiler", given)() if isinstance(given, str) else given
-    if not isinstance(made, Profiler):
-        raise ConfigError(f"profiler is a {type(made).__name__}, which is no shipline.train.profilers.Profiler.")
-    return made
+    profiler = made("profiler", given)
+    if not isinstance(profiler, Profiler):
+        raise ConfigError(f"profiler is a {type(profiler).__name__}, which is no shipline.train.profilers.Profiler.")
+    return profiler
+
+
+def made(kind: str, item: Any) -> Any:
+    """Return the plug-in that a name stands for, made without arguments; what is no name stays."""
+    return load(kind, item)() if isinstance(item, str) else item

@@ -16,6 +16,7 @@ from shipline.plugins import load
 from shipline.train.accelerators import pick_accelerator
 from shipline.train.checkpoints.saver import Saver
 from shipline.train.compiling import Compiler, as_it_is, compiler_of, uncompiled
+from shipline.train.described import Description
 from shipline.train.hooks import Hooks
 from shipline.train.lightning import attach
 from shipline.train.loops.fit_data import FitData
@@ -86,6 +87,7 @@ class Runtime(Settings, TrainerView):
         self.ckpt_path: str | None = None
         self.run_directory: RunDirectory | None = None
         self.lineage_so_far = Lineage()
+        self.description = Description()
         self.code = Background.known(Code())
         self.records = Records()
         self.optimizers: list[Optimizer] = []

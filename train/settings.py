@@ -27,7 +27,7 @@ from shipline.train.hooks import monitors
 from shipline.train.lightning import as_callback, as_logger
 from shipline.train.loggers import CSVLogger, Logger
 from shipline.train.loops.optimization import ClipAlgorithm
-from shipline.train.plugged import own_precision, precision_name, profiler_of, strategy_setting
+from shipline.train.plugged import made, own_precision, precision_name, profiler_of, strategy_setting
 from shipline.train.precision import Precision
 from shipline.train.profilers import Profiler
 from shipline.train.strategies import Strategy
@@ -51,7 +51,7 @@ class Settings(Configurable):
         precision: "64-true", "32-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed" or "fp8"; 64, 32, 16, "bf16".
         logger: where metrics go: "csv", "tensorboard", "mlflow", "wandb", a Logger, or several of them; True is a CSV
             file in the run's directory, False is nowhere.
-        callbacks: what acts at the hooks of the run, in order.
+        callbacks: what acts at the hooks of the run, in order: Callbacks, or their names (`shipline list callbacks`).
         fast_dev_run: try everything with so many batches (True: 1) and write nothing: no loggers, no checkpoints.
         max_epochs: epochs after which to stop; -1: no limit; default: 1000 where nothing else limits the fit.
         min_epochs: epochs that are trained whatever asks to stop.
@@ -99,8 +99,8 @@ class Settings(Configurable):
         num_nodes: int = 1,
         workers: int | None = None,
         precision: int | str | None = None,
-        logger: bool | Logger | str | Sequence[Logger | str] | None = None,
-        callbacks: Sequence[Callback] | Callback | None = None,
+        logger: bool | str | Logger | Sequence[str | Logger] | None = None,
+        callbacks: Sequence[str | Callback] | str | Callback | None = None,
         fast_dev_run: bool | int = False,
         max_epochs: int | None = None,
         min_epochs: int | None = None,
@@ -196,7 +196,7 @@ class Settings(Configurable):
         self.loggers = _loggers(on if logger is None else logger)
         self.callbacks = _callbacks(
             callbacks,
-            None if max_time is None else Timer(max_time),
+            None if max_time is None else Timer(timedelta(seconds=seconds_of("max_time", max_time))),
             ModelSummary if _or(enable_model_summary, on) else None,
             RichProgressBar if _or(enable_progress_bar, on) else None,
             ModelCheckpoint if _or(enable_checkpointing, on) and not fast_dev_run else None,
@@ -333,7 +333,8 @@ def _named_logger(name: str) -> Logger:
 
 def _callbacks(given: Any, timer: Callback | None, *defaults: type[Callback] | None) -> list[Callback]:
     """Return the callbacks in the order in which they are called, with those that are on by default."""
-    callbacks = [as_callback(item) for item in (given if isinstance(given, list | tuple) else [given] if given else [])]
+    items = given if isinstance(given, list | tuple) else [given] if given else []
+    callbacks = [as_callback(made("callback", item)) for item in items]
     if timer is not None:
         callbacks.append(timer)
     for default in defaults:

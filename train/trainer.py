@@ -18,6 +18,7 @@ from shipline.train.accelerators import pick_accelerator
 from shipline.train.callbacks.adopt import tell
 from shipline.train.compiling import compiled_as
 from shipline.train.data.adopt import as_data
+from shipline.train.described import Description, described
 from shipline.train.lightning import as_module, attach
 from shipline.train.records import Background, Code
 from shipline.train.records.records import first_record
@@ -67,7 +68,9 @@ class Trainer(Runtime):
         """
         module = self._take(model)
         data = as_data(module, datamodule, train=train_dataloaders, val=val_dataloaders)
-        resume = self._begin_run(type(module), type(module).__name__.lower(), ckpt_path)
+        resume = self._begin_run(
+            type(module), type(module).__name__.lower(), ckpt_path, {"module": module, "data": data.adopted}
+        )
         self._launch_run("fit", module, data, resume)
         return self._result(module, data)
 
@@ -82,7 +85,7 @@ class Trainer(Runtime):
             ConfigError: a setting does not fit.
         """
         named = function if hasattr(function, "__qualname__") else type(function)
-        resume = self._begin_run(named, named.__name__.lower().strip("<>"), ckpt_path)
+        resume = self._begin_run(named, named.__name__.lower().strip("<>"), ckpt_path, {})
         result = self._launch_run("run", function, None, resume)
         run = self._result(None, None)
         return replace(run, result=result, last_url=run.url and f"{run.url}/last")
@@ -216,15 +219,20 @@ class Trainer(Runtime):
                 self.records.fail(self.run_directory.store, error)
             raise
 
-    def _begin_run(self, what: Any, name: str, ckpt_path: str | None) -> Checkpoint | None:
-        """Forget the run before, find what to go on from, and take a directory for the records of `what`."""
+    def _begin_run(self, what: Any, name: str, ckpt_path: str | None, parts: dict[str, Any]) -> Checkpoint | None:
+        """Forget the run before, find what to go on from, and take a directory for the records of `what`.
+
+        Its settings are those of the command line, or those of this trainer and of its `parts`: module and data.
+        """
         pick_accelerator(self._accelerator)  # before anything is written
         self.reset()
         name = self.name or name
         resume = self._find_checkpoint(ckpt_path, name)
         self.ckpt_path = None if resume is None else resume.store.url
+        self.description = Description(self.config) if self.config else described(self, parts)
         self.code = Background(partial(Code.found, _directory_of(what), self._own_directory()))
-        self.lineage = Lineage(config=publishable(self.config), seed=current_seed(), world_size=self.workers)
+        content = publishable(self.description.content)
+        self.lineage = Lineage(config=content, seed=current_seed(), world_size=self.workers)
         self.run_directory = self._open_run(f"{what.__module__}.{what.__qualname__}", name, resume)
         return resume
 

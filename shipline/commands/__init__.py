@@ -17,6 +17,7 @@ COMMANDS = {
     "serve": "answer predictions over HTTP",
     "predict": "ask a server",
     "inspect": "show what a repository, a model or a version holds",
+    "list": "show what has a name in settings: callbacks, strategies, loggers ...",
     "runs": "list the runs below a URL, or compare some",
     "up": "train, export and serve, from one file",
 }
@@ -24,7 +25,7 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return its exit code: 0, 1 (failed), 2 (a setting is wrong), 3 (a gate of the proof failed)."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    given = [*(sys.argv[1:] if arguments is None else arguments)]  # `list` is a command's module in this package
     if not given or given[0] in ("-h", "--help"):
         print(_help())  # noqa: T201
         return 0 if given else 2

@@ -6,14 +6,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
 from rich.table import Table
 
 from shipline.artifact import Artifact
 from shipline.checkpoint import Checkpoint, open_checkpoint
 from shipline.commands.console import console, split_positional
+from shipline.commands.links import check_links
 from shipline.commands.train import train_parser
-from shipline.config import build, new_parser, parse
+from shipline.config import build, new_parser, parse, read_sources
+from shipline.config.files import read_file
 from shipline.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ def run(arguments: Sequence[str]) -> None:
             "Which checkpoint? Give its URL first, such as: shipline export runs/digits/best --to models/digits"
         )
     checkpoint = open_checkpoint(url)
-    module, data = named_by(settings.run_config or trusted_config(checkpoint))
+    module, data = named_by(settings.run_config or trusted_config(checkpoint), checkpoint)
     artifact = export(
         checkpoint, settings.recipe.as_dict(), to=settings.to, module=module, data=data, version=settings.version
     )
@@ -70,34 +72,31 @@ def trusted_config(checkpoint: Checkpoint) -> str:
         ConfigError: it is remote, or there is none. Text that comes from elsewhere does not choose which code runs.
     """
     config = Path(checkpoint.store.url).parent.parent / "config.yaml"
-    if "://" not in checkpoint.store.url and config.is_file():
+    if "://" in checkpoint.store.url:
+        why = "its run's configuration is not on this machine"
+    elif not config.is_file():
+        why = "its run has no config.yaml"
+    elif not {"module", "data"} <= read_file(str(config)).content.keys():
+        why = "its run's config.yaml does not hold all of module and data"
+    else:
         return str(config)
-    why = (
-        "its run's configuration is not on this machine"
-        if "://" in checkpoint.store.url
-        else "its run has no config.yaml"
-    )
     raise ConfigError(
         f"Which class is {checkpoint} of? It says {checkpoint.manifest.module!r}, but {why}, and text in a checkpoint "
         "is not trusted to choose code. Give the training's file: --run_config train.yaml"
     )
 
 
-def named_by(config: str) -> tuple[Callable[..., Any], DataModule]:
-    """Return the module's class and the data that a training configuration names."""
-    parser = train_parser("export", "")
-    settings: Namespace = parse(parser, [], config)
-    module_class = _imported(settings.module.class_path)
-    data = build(parser, settings).data
-    return module_class, data
+def named_by(config: str, checkpoint: Checkpoint) -> tuple[Callable[..., Any], DataModule]:
+    """Return what makes the module, and the data, that a training configuration names."""
+    from shipline.compose import same_again
+    from shipline.train.data.adopt import as_data
 
-
-def _imported(class_path: str) -> Callable[..., Any]:
-    import importlib
-
-    module, _, name = class_path.rpartition(".")
-    found: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return found
+    sources = read_sources([], config)
+    parser = train_parser("export", "", sources)
+    settings = parse(parser, sources)
+    check_links(settings, sources)
+    objects = build(parser, settings)
+    return same_again(objects.module, checkpoint), as_data(objects.module, objects.data)
 
 
 def show_verdicts(artifact: Artifact) -> None:

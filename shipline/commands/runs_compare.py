@@ -43,7 +43,10 @@ def _settings(run: FoundRun) -> Facts:
     lineage = run.record.lineage
     environment = run.settings(ENVIRONMENT_FILE)
     facts: Facts = {"state": run.state, "module": run.record.module}
-    facts |= _flat("hparams", run.settings(HPARAMS_FILE)) | _flat("config", run.settings(CONFIG_FILE))
+    arguments, config = run.settings(HPARAMS_FILE), run.settings(CONFIG_FILE)
+    if arguments:  # the module and its arguments are there already
+        config = {name: value for name, value in config.items() if name != "module"}
+    facts |= _flat("hparams", arguments) | _flat("config", config)
     facts |= {name: lineage.get(name) for name in ("git_commit", "git_dirty", "data_fingerprint", "seed", "world_size")}
     facts |= _flat("accelerator", environment.get("accelerator") or {})
     facts |= _flat("package", environment.get("packages") or {})

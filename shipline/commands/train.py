@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,42 +11,69 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser, Namespace
 
 from shipline.commands.console import console, split_positional
+from shipline.commands.links import EXAMPLE, add_links, check_links
 from shipline.commands.logs import log_to_terminal
-from shipline.config import build, new_parser, parse, plain
+from shipline.commands.trainer_options import add_trainer, import_named
+from shipline.config import Sources, build, dumped, new_parser, parse, read_sources
+from shipline.store import redact
 
 if TYPE_CHECKING:
     from shipline.train import Run, Trainer
+
+PRECEDENCE = (
+    "Options override environment variables such as SHIPLINE_TRAINER__MAX_EPOCHS=3, which override files, which "
+    "override defaults."
+)
+_SIGNALLED = (130, 143)  # what a process ends with after Ctrl-C and SIGTERM
 
 
 def run(arguments: Sequence[str]) -> None:
     """Train as the file and the options say."""
     arguments = log_to_terminal(arguments)
-    parser = train_parser("train", "Train a module. The first argument may be a YAML file; options override it.")
     config, rest = split_positional(arguments)
-    settings = parse(parser, rest, config)
-    finished = fit(instantiate(parser, settings, settings.seed_everything), settings, config)
+    sources = read_sources(rest, config, os.environ)
+    parser = train_parser("train", "Train a module. The first argument may be a YAML file.", sources)
+    settings = parse(parser, sources)
+    check_links(settings, sources)
+    objects = instantiate(parser, settings, settings.seed_everything)
+    finished = fit(objects, dumped(parser, settings), sources, "--ckpt_path")
     if finished.best_url is not None and finished.url is not None:
         experiment = finished.url.rpartition("/")[0]
         console.print(f"Best checkpoint: {finished.best_url}", highlight=False, soft_wrap=True)
         console.print(f"Next: shipline export {experiment}/best --to models/NAME", highlight=False, soft_wrap=True)
 
 
-def train_parser(command: str, description: str) -> ArgumentParser:
+def train_parser(command: str, description: str, sources: Sources) -> ArgumentParser:
     """Return the parser of what makes a run: module, data, trainer, seed."""
-    from shipline.train import DataModule, Module, Trainer
+    parser = new_parser(command, f"{description} {PRECEDENCE}")
+    add_run_options(parser, sources)
+    add_links(parser, sources)
+    return parser
 
-    parser = new_parser(command, description)
+
+def add_run_options(parser: ArgumentParser, sources: Sources) -> None:
+    """Add the options of module, data, trainer and seed."""
+    from shipline.train import DataModule, Module
+    from shipline.train.accepted import foreign
+
+    import_named(sources.words)
     parser.add_argument("--seed_everything", type=int | None, default=None, help="Seed of every generator.")
     parser.add_argument("--import_path", type=list[str], default=[], help="More directories to import modules from.")
     parser.add_argument(
         "--ckpt_path", type=str | None, default=None, help="Checkpoint to go on from; or 'last' or 'best'."
     )
-    parser.add_subclass_arguments(Module, "module", required=True, help="Your Module: its class path and arguments.")
+    parser.add_argument(
+        "--link", type=dict[str, str], default={},
+        help=f"Arguments of the module that the data knows, in a file only, such as {{{EXAMPLE}}}.",
+    )  # fmt: skip
     parser.add_subclass_arguments(
-        DataModule, "data", required=True, help="Your DataModule: its class path and arguments."
+        (Module, foreign("LightningModule")), "module", required=True, help="Your Module: its class path and arguments."
     )
-    parser.add_class_arguments(Trainer, "trainer")
-    return parser
+    parser.add_subclass_arguments(
+        (DataModule, foreign("LightningDataModule")), "data", required=True,
+        help="Your DataModule: its class path and arguments.",
+    )  # fmt: skip
+    add_trainer(parser)
 
 
 def instantiate(parser: ArgumentParser, settings: Namespace, seed: int | None) -> Any:
@@ -56,9 +85,30 @@ def instantiate(parser: ArgumentParser, settings: Namespace, seed: int | None) -
     return build(parser, settings)
 
 
-def fit(objects: Any, settings: Namespace, config: str | None) -> Run:
-    """Train with the objects made from the settings, which come from the file `config`."""
-    here = [] if config is None else [str(Path(config).parent.absolute())]
+def fit(objects: Any, settings: dict[str, Any], sources: Sources, resume: str) -> Run:
+    """Train with the objects made from the settings; a run that is told to end says how to go on: by option `resume`.
+
+    The settings are kept with the run, so that they can be trained again: from anywhere, and from the start where this
+    run only went on.
+    """
     trainer: Trainer = objects.trainer
-    trainer.config = plain(settings) | {"import_path": [*settings.import_path, *here]}
-    return trainer.fit(objects.module, datamodule=objects.data, ckpt_path=settings.ckpt_path)
+    where = [*sources.directories, Path.cwd()]
+    trainer.config = settings | {"import_path": list(dict.fromkeys(str(path.absolute()) for path in where))}
+    if settings["ckpt_path"] in ("last", "best"):
+        trainer.config["ckpt_path"] = None
+    try:
+        return trainer.fit(objects.module, datamodule=objects.data, ckpt_path=settings["ckpt_path"])
+    except SystemExit as end:
+        if end.code in _SIGNALLED:
+            print(redact(_ended(trainer, resume)), file=sys.stderr)  # noqa: T201
+        raise
+
+
+def _ended(trainer: Trainer, resume: str) -> str:
+    """Where a run that was told to end has been saved, and how to go on."""
+    keeper, run = trainer.checkpoint_callback, trainer.run_directory
+    if keeper is None or not keeper.last_model_path:
+        return "Told to end; there is no checkpoint to go on from."
+    url = keeper.last_model_path
+    within = run is not None and url.startswith(f"{run.store.url}/")
+    return f"Told to end; saved as {url}. To go on, repeat the command with {resume} {'last' if within else url}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from jsonargparse import ActionParser, ArgumentParser, Namespace
@@ -9,9 +10,10 @@ from jsonargparse import ActionParser, ArgumentParser, Namespace
 from shipline.artifact import Artifact
 from shipline.commands.console import split_positional
 from shipline.commands.export import add_export_options, show_verdicts
+from shipline.commands.links import add_links, check_links
 from shipline.commands.logs import log_to_terminal
-from shipline.commands.train import fit, instantiate, train_parser
-from shipline.config import new_parser, parse
+from shipline.commands.train import PRECEDENCE, add_run_options, fit, instantiate
+from shipline.config import Sources, dumped, new_parser, parse, read_sources
 from shipline.errors import ConfigError
 
 
@@ -19,36 +21,37 @@ def run(arguments: Sequence[str]) -> None:
     """Train, export, and serve until a signal."""
     arguments = log_to_terminal(arguments)
     config, rest = split_positional(arguments)
-    parser = up_parser()
-    if config is None:
-        if {"-h", "--help"} & set(rest):
-            parser.print_help()
-            return
+    sources = read_sources(rest, config, os.environ)
+    parser = up_parser(sources)
+    if not sources.files and not {"-h", "--help"} & set(rest):
         raise ConfigError("From which file? Give it first, such as: shipline up shipline.yaml")
-    settings = parse(parser, rest, config)
-    artifact = publish(parser, settings, config)
+    settings = parse(parser, sources)
+    check_links(settings.train, sources, "train")
+    artifact = publish(parser, settings, sources)
     show_verdicts(artifact)
     from shipline.plugins import load_target
 
     load_target("shipline.serve.server:serve")(artifact.url, host=settings.serve.host, port=settings.serve.port)
 
 
-def up_parser() -> ArgumentParser:
+def up_parser(sources: Sources) -> ArgumentParser:
     """Return the parser of the whole file."""
-    parser = new_parser("up", "Train, export and serve, as a YAML file, given first, says; options override it.")
-    export = ArgumentParser()
+    parser = new_parser("up", f"Train, export and serve, as a YAML file, given first, says. {PRECEDENCE}")
+    train, export = ArgumentParser(), ArgumentParser()
+    add_run_options(train, sources)
     add_export_options(export)
-    parser.add_argument("--train", action=ActionParser(parser=train_parser("up", "")))
+    parser.add_argument("--train", action=ActionParser(parser=train))
     parser.add_argument("--export", action=ActionParser(parser=export))
     parser.add_argument("--serve.host", type=str, default="127.0.0.1", help="Address to listen on.")
     parser.add_argument("--serve.port", type=int, default=8000, help="Port to listen on; 0 is any free one.")
+    add_links(parser, sources, "train")
     return parser
 
 
-def publish(parser: ArgumentParser, settings: Namespace, config: str) -> Artifact:
-    """Train and export as the settings, which come from the file `config`, say."""
+def publish(parser: ArgumentParser, settings: Namespace, sources: Sources) -> Artifact:
+    """Train and export as the settings say."""
     from shipline.compose import export
 
     objects = instantiate(parser, settings, settings.train.seed_everything)
-    finished = fit(objects.train, settings.train, config)
+    finished = fit(objects.train, dumped(parser, settings)["train"], sources, "--train.ckpt_path")
     return export(finished, objects.export.recipe, to=settings.export.to, version=settings.export.version)

@@ -299,10 +299,10 @@ def _explained(store: Store, action: str, key: str) -> Iterator[None]:
         raise ExistsError(f"{where} exists already, and what is committed never changes.") from error
     except PermissionError as error:
         raise AccessDeniedError(
-            f"Cannot {action} {where}: access denied ({_reason(error)}). Check the credentials and their rights."
+            f"Cannot {action} {where}: access denied ({_reason(error, store)}). Check the credentials and their rights."
         ) from error
     except OSError as error:
-        raise StoreError(f"Cannot {action} {where}: {_reason(error)}.") from error
+        raise StoreError(f"Cannot {action} {where}: {_reason(error, store)}.") from error
     except Exception as error:
         # The clients of object stores raise types of their own for an unreachable end point or missing credentials.
         if type(error).__module__.partition(".")[0] not in (
@@ -315,7 +315,7 @@ def _explained(store: Store, action: str, key: str) -> Iterator[None]:
         ):
             raise
         raise StoreError(
-            f"Cannot {action} {where}: {_reason(error)}. Check the network, the end point and the credentials."
+            f"Cannot {action} {where}: {_reason(error, store)}. Check the network, the end point and the credentials."
         ) from error
 
 
@@ -324,6 +324,6 @@ def _no_bucket(error: OSError) -> bool:
     return "bucket" in str(error).lower() and "not exist" in str(error).lower()
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, store: Store) -> str:
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return redact(text).rstrip(".") or type(error).__name__
+    return " ".join(redact(text, store.url).split()).rstrip(".") or type(error).__name__

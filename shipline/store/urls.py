@@ -15,8 +15,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _KEY_PART = re.compile(r"[A-Za-z0-9._=,+@-]{1,255}")
 
 
-def redact(text: str) -> str:
-    """Return `text` with the credentials in any URL replaced by `***`."""
+def redact(text: str, url: str = "") -> str:
+    """Return `text` with the credentials in any URL replaced by `***`; those of `url` wherever they stand."""
+    for user_info in _USER_INFO.findall(url):
+        text = text.replace(user_info, "***@")
     return _SECRET_QUERY.sub(r"\1***", _USER_INFO.sub("***@", text))
 
 

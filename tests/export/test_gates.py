@@ -165,7 +165,7 @@ def test_a_gate_that_fails_ends_the_command_with_3(
     ("options", "code", "said"),
     [
         (["--recipe.metric", "val_ac"], 2, "Did you mean 'val_acc'?"),
-        (["--recipe.precison", "int8"], 2, "unknown key '--recipe.precison'. Did you mean '--recipe.precision'?"),
+        (["--recipe.precison", "int8"], 2, "unknown option --recipe.precison. Did you mean --recipe.precision?"),
         (["--recipe.golden_rows", "0"], 2, "golden_rows=0; set a whole number from 1 on"),
         (["--version", "newest"], 2, "version is 'newest'; versions are numbers"),
     ],

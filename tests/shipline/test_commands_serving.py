@@ -32,9 +32,9 @@ UNREACHABLE = "http://127.0.0.1:1"
     ("arguments", "message"),
     [
         ([], "What to serve? Give a URL first, such as: shipline serve s3://bucket/models --port 8000"),
-        (["models", "--prot", "1"], "unknown key '--prot'. Did you mean '--port'?"),
-        (["models", "--port", "http"], "port: Expected a <class 'int'>. Got value: http"),
-        (["models", "more"], "unknown key 'more'."),
+        (["models", "--prot", "1"], "unknown option --prot. Did you mean --port?"),
+        (["models", "--port", "http"], "--port: expected int, got 'http'."),
+        (["models", "more"], "there is no place for 'more': options begin with --."),
     ],
 )
 @pytest.mark.usefixtures("unchanged")
@@ -166,7 +166,7 @@ def test_inspect_reads_channels_written_by_hand(run: Run, here: Path) -> None:
         ([""], 2, "The URL is empty"),
         (["nonsense://x"], 2, "Protocol not known: nonsense"),
         (["gs://bucket/models"], 2, "pip install 'shipline[gcs]'"),
-        (["models", "--verbose"], 2, "unknown key '--verbose'."),
+        (["models", "--verbose"], 2, "unknown option --verbose."),
     ],
 )
 @pytest.mark.usefixtures("unchanged")
@@ -272,7 +272,7 @@ def test_what_the_server_refuses_is_passed_on(
         ([UNREACHABLE, "digits", "7"], 1, "Cannot reach http://127.0.0.1:1: "),
         (["127.0.0.1:1", "digits", "7"], 1, "Cannot reach 127.0.0.1:1: Request URL is missing an 'http://'"),
         (["http://127.0.0.1:http", "digits", "7"], 2, "'http://127.0.0.1:http' is no URL of a server: Invalid port"),
-        ([UNREACHABLE, "digits", "7", "--verson", "1"], 2, "unknown key '--verson'. Did you mean '--version'?"),
+        ([UNREACHABLE, "digits", "7", "--verson", "1"], 2, "unknown option --verson. Did you mean --version?"),
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("unchanged")

@@ -144,8 +144,15 @@ def test_what_json_cannot_hold_becomes_text(value: Any, text: str) -> None:
 
 
 def test_a_configuration_travels_without_what_only_this_machine_has() -> None:
-    config = {"import_path": ["/home/me"], "trainer": {"default_root_dir": f"s3://a:{SECRET}@b"}}
+    config = {
+        "import_path": ["/home/me"],
+        "data": {"init_args": {"roots": ["/home/me/scans/", "~/more", "scans"]}},
+        "trainer": {"default_root_dir": f"s3://a:{SECRET}@b"},
+    }
     kept = publishable(config)
-    assert kept == {"trainer": {"default_root_dir": "s3://***@b"}}
+    assert kept == {
+        "data": {"init_args": {"roots": [".../scans", ".../more", "scans"]}},
+        "trainer": {"default_root_dir": "s3://***@b"},
+    }
     assert "import_path" in config
     json.dumps(kept, allow_nan=False)

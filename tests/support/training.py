@@ -44,6 +44,19 @@ def val_loader(count: int = 100, batch_size: int = 32) -> DataLoader[Any]:
     return DataLoader(rows(1400, 1400 + count), batch_size)
 
 
+class Digits(sl.DataModule):
+    """Rows to train on, and others to validate with."""
+
+    def __init__(self, count: int = 128, transform: Any = None) -> None:
+        self.count = count
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return train_loader(self.count)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return val_loader(50)
+
+
 class Mlp(sl.Module):
     """64 pixels -> the logits of ten digits; trained with momentum, so that its optimizer has a state."""
 

@@ -23,7 +23,7 @@ from shipline.train import Callback
 
 def settings(callback: Callback) -> dict[str, Any]:
     """What a callback was made with: all that there is to it before it has run."""
-    return {name: pickle.dumps(value) for name, value in vars(callback).items() if name != "stands_for"}
+    return {name: pickle.dumps(value) for name, value in vars(callback).items() if name not in ("stands_for", "given")}
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,12 @@ class Background(Generic[T]):
     def __init__(self, function: Callable[[], T] | None = None, result: Any = None) -> None:
         self._result: T = result
         self._error: BaseException | None = None
-        self._thread: threading.Thread | None = None
-        if function is not None:
-            self._thread = threading.Thread(target=self._call, args=(function,), name="shipline-records", daemon=True)
-            self._thread.start()
+        # Not the thread's own end: a signal's error within `join` makes Python 3.11 take a thread that runs for ended.
+        self._done = threading.Event()
+        if function is None:
+            self._done.set()
+        else:
+            threading.Thread(target=self._call, args=(function,), name="shipline-records", daemon=True).start()
 
     @classmethod
     def known(cls, result: T) -> Self:
@@ -32,18 +34,21 @@ class Background(Generic[T]):
 
     def result(self) -> T:
         """Wait, and return what the function returned, or raise what it raised."""
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
+        self._done.wait()
         if self._error is not None:
             raise self._error
         return self._result
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_result": self.result(), "_error": None, "_thread": None}
+        return {"_result": self.result()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(None, state["_result"])  # type: ignore[misc]
 
     def _call(self, function: Callable[[], T]) -> None:
         try:
             self._result = function()
         except BaseException as error:
             self._error = error
+        finally:
+            self._done.set()

@@ -25,6 +25,7 @@ from shipline.train.records.environment import describe_environment
 if TYPE_CHECKING:
     import torch
 
+    from shipline.train.described import Description
     from shipline.train.records.code import Code
     from shipline.train.trainer import Trainer
 
@@ -53,11 +54,10 @@ class Records:
         if trainer.run_directory is None:
             return
         self._began = datetime.now(UTC)
-        settings = {CONFIG_FILE: trainer.config, HPARAMS_FILE: hparams}
-        files = {name: _yaml(content) for name, content in settings.items() if content}
+        arguments = _yaml(hparams) if hparams else None
         write = partial(
-            self._write_first, trainer.run_directory.store, files, trainer.device, trainer.code, trainer.lineage_so_far,
-            resumed,
+            self._write_first, trainer.run_directory.store, trainer.description, arguments, trainer.device,
+            trainer.code, trainer.lineage_so_far, resumed,
         )  # fmt: skip
         self._writing = Background(partial(_tried, write))
 
@@ -77,15 +77,15 @@ class Records:
         _tried(write)
 
     def _write_first(
-        self, store: Store, files: dict[str, bytes], device: torch.device, code: Background[Code], lineage: Lineage,
-        resumed: bool,
+        self, store: Store, settings: Description, arguments: bytes | None, device: torch.device,
+        code: Background[Code], lineage: Lineage, resumed: bool,
     ) -> RunRecord:  # fmt: skip
-        for name, data in files.items():
-            if name == HPARAMS_FILE and not resumed:
-                with contextlib.suppress(ExistsError):  # a CSVLogger was faster: it may know of more arguments
-                    store.create(name, data)
-            else:
-                store.write(name, data)
+        store.write(CONFIG_FILE, settings.to_yaml())
+        if arguments is not None and resumed:
+            store.write(HPARAMS_FILE, arguments)
+        elif arguments is not None:
+            with contextlib.suppress(ExistsError):  # a CSVLogger was faster: it may know of more arguments
+                store.create(HPARAMS_FILE, arguments)
         store.write(ENVIRONMENT_FILE, json.dumps(describe_environment(device), indent=1).encode())
         for name, data in code.result().files().items():
             store.write(name, data)

@@ -1,0 +1,11 @@
+"""Settings from files, the environment and the command line: jsonargparse reads them, and mistakes are said briefly.
+
+`files` and `sources` know where settings come from, `parser` makes objects of them, `mistakes` says what is wrong,
+`places` where.
+"""
+
+from shipline.config.mistakes import arguments_of
+from shipline.config.parser import build, dumped, import_from, new_parser, parse
+from shipline.config.sources import Sources, read_sources
+
+__all__ = ["Sources", "arguments_of", "build", "dumped", "import_from", "new_parser", "parse", "read_sources"]

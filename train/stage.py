@@ -7,7 +7,7 @@ import logging
 import os
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +19,6 @@ from shipline.errors import StoreError, TrainingError
 
 if TYPE_CHECKING:
     from shipline.train.data import DataModule
-    from shipline.train.loggers import Logger
     from shipline.train.module import Module
     from shipline.train.strategies import Strategy
     from shipline.train.trainer import Trainer
@@ -81,16 +80,19 @@ def _take_down(trainer: Trainer, stage: Stage, has_data: bool, failure: BaseExce
             if stage == "fit":
                 todo.push(lambda _kind, error, _trace: trainer.records.end(trainer, failure or error))
             for each in reversed(trainer.loggers):
-                todo.callback(each.finalize, "success" if failure is None else "failed")
-                todo.push(partial(_save, each, failure))
+                outcome = "success" if failure is None else "failed"
+                todo.push(partial(_written, partial(each.finalize, outcome), failure))
+                todo.push(partial(_written, each.save, failure))
         todo.callback(trainer.fit_data.close)
         todo.callback(trainer.saver.writer.close)
 
 
-def _save(records: Logger, failure: BaseException | None, _kind: Any, error: BaseException | None, _trace: Any) -> None:
+def _written(
+    write: Callable[[], None], failure: BaseException | None, _kind: Any, error: BaseException | None, _trace: Any
+) -> None:
     """Let a logger write what it has; what has ended the run is the error that is to be seen."""
     try:
-        records.save()
+        write()
     except StoreError as late:
         if failure is None and error is None:
             raise

@@ -52,7 +52,7 @@ from shipline.errors import ConfigError, IntegrityError, TrainingError
         ({"accelerator": "gpuu"}, "'gpuu'"),
         ({"strategy": "dpd"}, r"'dpd'\. Did you mean 'ddp'"),
         ({"profiler": "advnced"}, r"'advnced'\. Did you mean 'advanced'"),
-        ({"logger": "tensorbord"}, "Unknown logger 'tensorbord'. Did you mean 'tensorboard'"),
+        ({"logger": "tensorbord"}, r"'tensorbord'\. Did you mean 'tensorboard'"),
         ({"barebones": True, "enable_checkpointing": True}, "barebones=True, which leaves out enable_checkpointing"),
     ],
     ids=str,
@@ -180,7 +180,7 @@ def test_a_checkpoint_of_another_module_names_the_keys(entry: str, tmp_path: Pat
 class Dies(TensorDataset):
     """One row ends the process that loads it, as a crash in a decoder does; another is damaged."""
 
-    row = 40
+    row = 60  # in the last of 8 batches: it is asked for when most of the others have been trained on
 
     def __getitem__(self, index: int) -> Any:
         if index == self.row and torch.utils.data.get_worker_info() is not None:
@@ -201,7 +201,7 @@ def test_a_data_worker_that_dies_is_named_and_the_run_goes_on_from_before(tmp_pa
     def fit(name: str, kind: Any, ckpt_path: str | None = None) -> Mlp:
         torch.manual_seed(0)
         module = Mlp(dropout=0.1)
-        data = DataLoader(kind(*rows(0, 64).tensors), 8, num_workers=1)
+        data = DataLoader(kind(*rows(0, 64).tensors), 8, num_workers=1, prefetch_factor=1)
         keep = sl.ModelCheckpoint(every_n_train_steps=2, save_top_k=-1)
         trainer = new_trainer(tmp_path, name=name, max_epochs=1, callbacks=keep)
         trainer.fit(module, data, ckpt_path=ckpt_path)
@@ -216,5 +216,5 @@ def test_a_data_worker_that_dies_is_named_and_the_run_goes_on_from_before(tmp_pa
 
 
 def test_an_error_of_a_row_is_the_datasets_own() -> None:
-    with pytest.raises(ValueError, match="row 40 cannot be decoded"):
+    with pytest.raises(ValueError, match="row 60 cannot be decoded"):
         bare_trainer(max_epochs=1).fit(Mlp(), DataLoader(Damaged(*rows(0, 64).tensors), 8))

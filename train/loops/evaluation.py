@@ -81,7 +81,6 @@ def predict(
         if not trainer.sources:
             raise ConfigError("There is no data to predict: give a loader, or a DataModule that has one.")
         with _evaluating(trainer, "predict", trainer.inference_mode):
-            trainer.forget_metrics()
             trainer.hooks("on_predict_start")
             trainer.hooks("on_predict_epoch_start")
             trainer.predictions = [[] for _ in trainer.sources] if keep else None

@@ -13,7 +13,7 @@ from rich.table import Table
 
 import shipline as sl
 from shipline.commands import up
-from shipline.config import parse
+from shipline.config import parse, read_sources
 from shipline.serve.server import BackgroundServer
 
 HERE = Path(__file__).parent
@@ -22,12 +22,12 @@ console = Console(highlight=False, soft_wrap=True)
 
 def main() -> None:
     began = time.monotonic()
-    config = str(HERE / "shipline.yaml")
-    parser = up.up_parser()
-    settings = parse(parser, [], config)
+    sources = read_sources([], str(HERE / "shipline.yaml"))
+    parser = up.up_parser(sources)
+    settings = parse(parser, sources)
 
     console.rule("1  train, on two Ray workers; export; prove")
-    artifact = up.publish(parser, settings, config)
+    artifact = up.publish(parser, settings, sources)
     report = json.loads(artifact.read("report.json"))
 
     console.rule("2  serve, and send a PNG")

@@ -295,13 +295,12 @@ if __name__ == "__main__":
     found = []
     for workers in (1, 2):
         trainer = bare_trainer(workers=workers)
-        results = [trainer.validate(module, loaders, verbose=False), trainer.test(module, loaders[0], verbose=False)]
-        found.append((results, trainer.predict(module, loaders)))
+        found.append((trainer.validate(module, loaders, verbose=False), trainer.predict(module, loaders)))
     (one, alone), (two, together) = found
     for part, other in zip(alone, together, strict=True):
         assert [len(batch) for batch in part] == [len(batch) for batch in other]
         assert torch.allclose(torch.cat(part), torch.cat(other), atol=1e-6)
-    print(one == two, one[1][0]["rows"], [sum(map(len, part)) for part in together])
+    print(one == two, [sum(map(len, part)) for part in together])
 """
 
 
@@ -310,7 +309,7 @@ def test_evaluation_on_two_workers_is_that_of_one(cluster: str, tmp_path: Path) 
     (tmp_path / "evaluate.py").write_text(EVALUATION.format(support=str(Path(__file__).parents[1] / "support")))
     done = run([sys.executable, "evaluate.py"], tmp_path, RAY_ADDRESS=cluster)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.split() == ["True", "97.0", "[97,", "33]"]
+    assert done.stdout.split() == ["True", "[97,", "33]"]
 
 
 def test_a_plain_loop_on_several_workers(tmp_path: Path) -> None:

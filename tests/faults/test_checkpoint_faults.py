@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from faulty_store import FaultyFileSystem, Stuck, away, forbidden, full
+from helpers import wait_until
 from training import Mlp, metric_rows, new_trainer, on_hook, same_weights, train_loader
 
 import shipline as sl
@@ -185,6 +186,7 @@ def test_training_goes_on_while_a_checkpoint_is_tried_again(
         assert refused.wait(60)
         seen.extend(committed_now())
         becomes(fine)
+        wait_until(lambda: 4 in committed_now())
 
     whole = fit(root=str(tmp_path))
     module = fit(becomes_at_step(3, refuse), at_step(5, back))
@@ -192,6 +194,28 @@ def test_training_goes_on_while_a_checkpoint_is_tried_again(
     assert committed() == [2, 4, 6, 8]
     assert same_weights(module, whole)
     assert "Training goes on; trying again in 0.0 s." in caplog.text
+
+
+@pytest.mark.parametrize("step", [7, 8])
+def test_training_does_not_wait_for_a_store_that_is_away_over_several_checkpoints(
+    step: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Those due meanwhile are left out; but the last one is saved, however long the store takes."""
+    monkeypatch.setattr(writer.random, "uniform", lambda _least, _most: 0.001)
+    whole = fit(root=str(tmp_path))
+
+    def comes_back() -> None:
+        becomes(fine)
+        wait_until(lambda: 4 in committed_now())
+
+    at_the_end = on_hook(
+        "on_train_epoch_end", lambda trainer, _module: becomes(fine) if trainer.global_step == 8 else None
+    )
+    back = at_step(7, comes_back) if step == 7 else at_the_end
+    module = fit(becomes_at_step(3, away), back)
+    assert same_weights(module, whole)
+    assert "The store has not taken the checkpoint before yet; that of step 6 is left out." in caplog.text
+    assert committed() == [2, 4, 8]
 
 
 def committed_now() -> list[int]:

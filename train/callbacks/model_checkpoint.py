@@ -115,6 +115,7 @@ class ModelCheckpoint(Callback):
         self._kept: dict[str, float] = {}  # name -> score, where lower is better
         self._last: str | None = None
         self._last_step = self._last_batch = -1
+        self._left_out: tuple[int, float | None] | None = None
         self._saved_at = 0.0
 
     # ---- what was kept -----------------------------------------------------------------------------------------------
@@ -210,6 +211,12 @@ class ModelCheckpoint(Callback):
         if self._at_epoch_end(trainer):
             self._epoch(trainer)
 
+    def on_train_end(self, trainer: Trainer, module: Module) -> None:
+        """Save what was left out while the store was away, where training has ended with it."""
+        step, score = self._left_out or (-1, None)
+        if step == trainer.global_step:
+            self._save(trainer, score)
+
     def on_exception(self, trainer: Trainer, module: Module, exception: BaseException) -> None:
         """Save, where that is wanted."""
         if self.save_on_exception and isinstance(exception, Exception) and trainer.state.fn == "fit":
@@ -246,7 +253,15 @@ class ModelCheckpoint(Callback):
     def _offer(self, trainer: Trainer, trained_only: bool = False) -> None:
         """Save, if the run is good enough now or the newest is kept in any case."""
         score = self._score(trainer, trained_only)
-        if self._wanted(score):
+        if not self._wanted(score):
+            return
+        refused = trainer.is_global_zero and trainer.saver.writer.is_refused()
+        if trainer.strategy.broadcast(refused):
+            logger.warning(
+                "The store has not taken the checkpoint before yet; that of step %d is left out.", trainer.global_step
+            )
+            self._left_out = (trainer.global_step, score)
+        else:
             self._save(trainer, score)
 
     # ---- which to keep -----------------------------------------------------------------------------------------------

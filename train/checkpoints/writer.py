@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import logging
 import random
 import threading
@@ -30,6 +31,7 @@ class Writer:
         self._pool: ThreadPoolExecutor | None = None
         self._job: Future[None] | None = None
         self._stopping = threading.Event()
+        self._refused = False  # whether the job has been refused, and is tried again
         self.last_good: str | None = None
 
     def submit(self, where: str, job: Callable[[], None]) -> None:
@@ -47,6 +49,19 @@ class Writer:
         """Raise what a finished job raised; wait for nothing."""
         if self._job is not None and self._job.done():
             self.wait()
+
+    def is_refused(self) -> bool:
+        """Return whether the store has refused the job, which is tried again; wait while nobody knows.
+
+        Raises:
+            TrainingError: it failed.
+        """
+        while self._job is not None and not self._job.done():
+            if self._refused:
+                return True
+            concurrent.futures.wait([self._job], timeout=0.05)
+        self.check()
+        return False
 
     def wait(self) -> None:
         """Wait for the job.
@@ -70,7 +85,7 @@ class Writer:
             self._stopping.clear()
 
     def _try(self, where: str, job: Callable[[], None]) -> None:
-        began, wait = time.monotonic(), 1.0
+        began, wait, self._refused = time.monotonic(), 1.0, False
         while True:
             try:
                 job()
@@ -83,6 +98,7 @@ class Writer:
                 # Many runs that lost one store must not come back at the same moment.
                 pause = min(wait, left) * random.uniform(0.5, 1.0)  # noqa: S311 -- no secret
                 logger.warning("%s Training goes on; trying again in %.1f s.", error, pause)
+                self._refused = True
                 self._stopping.wait(pause)
                 wait = min(2 * wait, LONGEST_WAIT_S)
 

@@ -11,6 +11,7 @@ or any write to the store, in whichever thread. Prints as JSON what differs, and
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -179,9 +180,12 @@ def _around(name: str, original: Callable[..., None]) -> Callable[..., None]:
 def child(root: str, workers: int, resume: bool, die_at: int | None) -> tuple[dict[str, Any] | None, str]:
     """Run a fit in a forked process; return its summary, or None and where it died."""
     global REPORT
-    read, REPORT = os.pipe()
+    report = Path(f"{root}.report")
+    report.parent.mkdir(parents=True, exist_ok=True)
+    REPORT = os.open(report, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_APPEND)
     pid = os.fork()
     if not pid:
+        os.setpgrp()
         event.count, event.die_at = 0, die_at
         try:
             found = summary(*fit(root, workers, resume))
@@ -190,9 +194,11 @@ def child(root: str, workers: int, resume: bool, die_at: int | None) -> tuple[di
         os.write(REPORT, (json.dumps([found, event.count]) + "\n").encode())
         os._exit(0)
     os.close(REPORT)
-    text = b"".join(iter(lambda: os.read(read, 1 << 16), b"")).decode()
-    os.close(read)
     _, status = os.waitpid(pid, 0)
+    with contextlib.suppress(ProcessLookupError):
+        # One of PyTorch's data workers outlives a parent that is killed before the worker has looked who that is.
+        os.killpg(pid, signal.SIGKILL)
+    text = report.read_text()
     if os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 7:
         return None, text.strip()
     assert os.WEXITSTATUS(status) == 0, text

@@ -23,10 +23,15 @@ def sweeps(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]
         command = [sys.executable, "-W", "ignore", str(SCRIPT), directory, str(workers), str(TRIALS)]
         running[workers] = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     found = {}
-    for workers, process in running.items():
-        output, errors = process.communicate(timeout=250)
-        assert process.returncode == 0, errors
-        found[workers] = json.loads(output)
+    try:
+        for workers, process in running.items():
+            output, errors = process.communicate(timeout=250)
+            assert process.returncode == 0, errors
+            found[workers] = json.loads(output)
+    finally:
+        for process in running.values():
+            process.kill()
+            process.communicate()
     return found
 
 

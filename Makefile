@@ -21,6 +21,8 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/training.py --task transformer --rounds 3
+	$(BIN)/python benchmarks/checkpoints.py --rounds 3
 	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/startup.py
 

@@ -46,10 +46,10 @@ from shipline.train.loops.logging import log_values
 from shipline.train.metrics import finite_or_none
 from shipline.train.run import CHECKPOINTS
 from shipline.train.seed import rng_state, set_rng_state
+from shipline.train.stage import end_records
 from shipline.train.strategies import Strategy
 
 if TYPE_CHECKING:
-    from shipline.train.loggers import Logger
     from shipline.train.trainer import Trainer
 
 
@@ -271,20 +271,21 @@ def run_function(
     """Run the function on this worker; return what it returns."""
     trainer.join_device(strategy)
     loop = Loop(trainer, resume)
-    with contextlib.ExitStack() as todo, trainer.signals.handled():
-        if trainer.is_global_zero:
-            todo.push(lambda _kind, error, _trace: trainer.records.end(trainer, error))
-            trainer.records.begin(trainer, {}, resumed=resume is not None)
-            loop.open_loggers()
-            for each in reversed(trainer.loggers):
-                todo.push(partial(_finalize, each))
-                todo.callback(each.save)
-        todo.callback(trainer.saver.writer.close)
-        found = function(loop)
-        trainer.saver.writer.wait()
-        trainer.strategy.barrier()  # what the first worker has written, all may read
-        return found
-
-
-def _finalize(logger: Logger, _kind: Any, error: BaseException | None, _trace: Any) -> None:
-    logger.finalize("success" if error is None else "failed")
+    failure: BaseException | None = None
+    with trainer.signals.handled():
+        try:
+            if trainer.is_global_zero:
+                trainer.records.begin(trainer, {}, resumed=resume is not None)
+                loop.open_loggers()
+            found = function(loop)
+            trainer.saver.writer.wait()
+            trainer.strategy.barrier()  # what the first worker has written, all may read
+            return found
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            with contextlib.ExitStack() as todo:
+                if trainer.is_global_zero:
+                    end_records(trainer, todo, failure)
+                todo.callback(trainer.saver.writer.close)

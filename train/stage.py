@@ -77,14 +77,23 @@ def _take_down(trainer: Trainer, stage: Stage, has_data: bool, failure: BaseExce
         if has_data:
             todo.callback(trainer.hooks.data, "teardown", stage)
         if trainer.is_global_zero:
-            if stage == "fit":
-                todo.push(lambda _kind, error, _trace: trainer.records.end(trainer, failure or error))
-            for each in reversed(trainer.loggers):
-                outcome = "success" if failure is None else "failed"
-                todo.push(partial(_written, partial(each.finalize, outcome), failure))
-                todo.push(partial(_written, each.save, failure))
+            (end_records if stage == "fit" else end_loggers)(trainer, todo, failure)
         todo.callback(trainer.fit_data.close)
         todo.callback(trainer.saver.writer.close)
+
+
+def end_records(trainer: Trainer, todo: contextlib.ExitStack, failure: BaseException | None) -> None:
+    """Let `todo` end with the last words of a run's loggers, and of its records."""
+    todo.push(lambda _kind, error, _trace: trainer.records.end(trainer, failure or error))
+    end_loggers(trainer, todo, failure)
+
+
+def end_loggers(trainer: Trainer, todo: contextlib.ExitStack, failure: BaseException | None) -> None:
+    """Let `todo` end with the last words of the loggers; they hear whether the stage has failed."""
+    outcome = "success" if failure is None else "failed"
+    for each in reversed(trainer.loggers):
+        todo.push(partial(_written, partial(each.finalize, outcome), failure))
+        todo.push(partial(_written, each.save, failure))
 
 
 def _written(

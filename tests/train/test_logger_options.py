@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from docs import blocks
 from shipline.errors import ConfigError, StoreError
 from shipline.store import open_store
 from shipline.train import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from shipline.train.loggers.files import LibraryFiles
 
 
 def test_the_examples_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,3 +229,20 @@ def test_an_mlflow_run_can_be_read_where_files_were_uploaded(tmp_path: Path, s3:
     reader = MLflowReader()
     reader.copies = tmp_path / "copies"
     assert reader.read_params(open_store(str(run.url)))["hidden"] == "32"
+
+
+def test_files_that_the_store_does_not_take_in_the_end_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store("memory://kept-files")
+    files = LibraryFiles(store)
+    (files.path / "events").write_text("all that was logged")
+
+    def refuse(_key: str, _data: bytes) -> None:
+        raise StoreError("Cannot write there: it is full.")
+
+    monkeypatch.setattr(store, "write", refuse)
+    with pytest.raises(StoreError, match=r"it is full\. What the logger wrote is kept in \S+: copy it") as caught:
+        files.close()
+    kept = Path(str(caught.value).partition("kept in ")[2].partition(": copy")[0])
+    assert (kept / "events").read_text() == "all that was logged"
+    assert not files.path.exists()
+    shutil.rmtree(kept)

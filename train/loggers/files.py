@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from shipline.errors import StoreError
 from shipline.store import Store
 
 _ODD = re.compile(r"[^A-Za-z0-9._=,+@-]")
@@ -70,9 +71,19 @@ class LibraryFiles:
                 del self._uploaded[name]
 
     def close(self) -> None:
-        """Bring everything to the store, and remove the directory that was for the time being."""
-        self.upload()
-        if self._temporary is not None:
+        """Bring everything to the store, and remove the directory that was for the time being.
+
+        Raises:
+            StoreError: it does not take it; the message says where the files are kept.
+        """
+        if self._temporary is None:
+            return
+        try:
+            self.upload()
+        except StoreError as error:
+            kept = self.path.rename(f"{self.path}-kept")
+            raise type(error)(f"{error} What the logger wrote is kept in {kept}: copy it there yourself.") from error
+        finally:
             self._temporary.cleanup()
 
     def _own_files(self) -> Iterator[tuple[str, Path]]:

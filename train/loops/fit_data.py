@@ -83,8 +83,9 @@ class FitData:
         between = self._trainer.check_val_every_n_epoch
         assert self.feed is not None
         if self._validation is None and (between is None or (self._trainer.progress.epochs_done + 1) % between == 0):
-            assert self.validation is not None
-        self._note_data()
+            assert self.validation is not None  # which notes the data of both
+        else:
+            self._note_data()
 
     def _note_data(self) -> None:
         """Note in the lineage which data the loaders hold."""

@@ -175,13 +175,14 @@ class TrainerView:
         batches = self.fit_data.batches
         if batches is None:
             return math.inf if self.max_steps == -1 else self.max_steps
-        steps = sum(math.ceil(batches / self._accumulated(epoch)) for epoch in range(max(self.max_epochs, 1)))
-        return steps if self.max_steps == -1 else min(self.max_steps, steps)
-
-    def _accumulated(self, epoch: int) -> int:
-        """How many batches make an optimizer step in that epoch."""
+        epochs = max(self.max_epochs, 1)
         scheduler = next((c for c in self.callbacks if isinstance(c, GradientAccumulationScheduler)), None)
-        return self.accumulate_grad_batches if scheduler is None else scheduler.get_accumulate_grad_batches(epoch)
+        if scheduler is None:
+            steps = math.ceil(batches / self.accumulate_grad_batches) * epochs
+        else:
+            every = map(scheduler.get_accumulate_grad_batches, range(epochs))
+            steps = sum(math.ceil(batches / count) for count in every)
+        return steps if self.max_steps == -1 else min(self.max_steps, steps)
 
     @property
     def distributed_sampler_kwargs(self) -> dict[str, int]:

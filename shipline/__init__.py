@@ -21,15 +21,16 @@ if TYPE_CHECKING:
     from shipline.export.recipe import Recipe as Recipe
     from shipline.processing import Processing as Processing
     from shipline.serve.server import serve as serve
-    from shipline.signature import Signature as Signature
-    from shipline.signature import TensorSpec as TensorSpec
-    from shipline.train import Callback as Callback
-    from shipline.train import DataModule as DataModule
-    from shipline.train import EarlyStopping as EarlyStopping
-    from shipline.train import ModelCheckpoint as ModelCheckpoint
-    from shipline.train import Module as Module
-    from shipline.train import Trainer as Trainer
-    from shipline.train import seed_everything as seed_everything
+    from shipline.signature import Signature as Signature, TensorSpec as TensorSpec
+    from shipline.train import (
+        Callback as Callback,
+        DataModule as DataModule,
+        EarlyStopping as EarlyStopping,
+        ModelCheckpoint as ModelCheckpoint,
+        Module as Module,
+        Trainer as Trainer,
+        seed_everything as seed_everything,
+    )
 
 __version__ = "0.1.0"
 

@@ -46,8 +46,7 @@ def export(
     Raises:
         GateError: a gate failed; nothing was published, and the message says which row or metric, by how much.
     """
-    from shipline.export import Source
-    from shipline.export import export as publish
+    from shipline.export import Source, export as publish
 
     found, module, data = _resolve(checkpoint, module, data)
     source = Source(

@@ -86,10 +86,10 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
         (info / "METADATA").write_text("Metadata-Version: 2.1\nName: ext-plugins\nVersion: 1.0\n")
         (info / "entry_points.txt").write_text(entry_points)
         (tmp_path / "ext_plugins.py").write_text(source)
-        plugins.known.cache_clear()
+        plugins._declared.cache_clear()
 
     yield write
-    plugins.known.cache_clear()
+    plugins._declared.cache_clear()
     sys.modules.pop("ext_plugins", None)
 
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from shipline.errors import ConfigError
 from shipline.train.callbacks import Callback
-from shipline.train.callbacks.adopt import adopted
 from shipline.train.hooks import foundation, is_foreign
 from shipline.train.loggers import Logger
 from shipline.train.loops.optimization import OptimizationHooks
@@ -96,8 +95,21 @@ def as_callback(item: Any) -> Callback:
         return item
     if not is_foreign(item, "Callback"):
         raise ConfigError(f"callbacks has a {type(item).__name__}, which is no shipline.train.Callback.")
+    from shipline.train.callbacks.adopt import adopted  # which takes every callback there is
+
     ours = adopted(item, _PACKAGES)
     return item if ours is None else ours
+
+
+def tell(callbacks: list[Callback]) -> None:
+    """Let the objects of Lightning's that callbacks stand for have what was found, where their owner looks for it."""
+    stand_ins = [c for c in callbacks if getattr(c, "stands_for", None) is not None]  # one that runs as it is has none
+    if stand_ins:
+        from shipline.train.callbacks.adopt import RESULTS
+
+        for ours in stand_ins:
+            for name in RESULTS.get(type(ours.stands_for).__name__, ()):
+                setattr(ours.stands_for, name, getattr(ours, name))
 
 
 def as_logger(item: Any) -> Logger:

@@ -237,3 +237,7 @@ class Module(KeepsArguments, nn.Module, ModuleHooks, OptimizationHooks):
         module = cls(**{**checkpoint.manifest.hyper_parameters, **overrides})
         load_module(module, checkpoint, module.strict_loading if strict is None else strict)
         return module if map_location is None else module.to(map_location)
+
+
+# A Lightning script runs with the import changed, `import shipline.train as pl`: docs/from_lightning.md.
+LightningModule = Module

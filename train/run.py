@@ -9,8 +9,7 @@ from typing import Any
 
 from shipline.checkpoint import POINTERS, Checkpoint, open_checkpoint
 from shipline.errors import ExistsError, IntegrityError
-from shipline.runs import CHECKPOINTS as CHECKPOINTS
-from shipline.runs import RUN_FILE
+from shipline.runs import CHECKPOINTS as CHECKPOINTS, RUN_FILE
 from shipline.store import Store, absolute, check_name, join, open_store, redact, write_pointers
 
 logger = logging.getLogger(__name__)

@@ -15,10 +15,9 @@ from shipline.lineage import Lineage, publishable
 from shipline.store import absolute, join, open_store
 from shipline.train import checkpoints, loops
 from shipline.train.accelerators import pick_accelerator
-from shipline.train.callbacks.adopt import tell
 from shipline.train.compiling import compiled_as
 from shipline.train.data.adopt import as_data
-from shipline.train.lightning import as_module, attach
+from shipline.train.lightning import as_module, attach, tell
 from shipline.train.options.described import Description, described
 from shipline.train.records import Background, Code
 from shipline.train.records.records import first_record
@@ -194,8 +193,7 @@ class Trainer(Runtime):
         try:
             return self._run(stage, module, data, **options)
         finally:
-            for callback in self.callbacks:
-                tell(callback)
+            tell(self.callbacks)
 
     def _run(self, stage: Work, module: Any, data: DataModule | None, **options: Any) -> Any:
         if self.workers > 1:

@@ -13,8 +13,7 @@ import artifacts
 import numpy as np
 import pytest
 from doubles import POISON, IdentityBackend, PoisonError, RecordedStats
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from shipline.artifact import ServingSettings
 from shipline.serve.backends.base import Arrays

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from commands import serve_fails
 from helpers import free_port
-from serving import ROWS, TABLE, check_works, double_registered, publish_all, publish_identity, web
+from serving import ROWS, TABLE, check_works, publish_all, publish_identity, register_double, web
 
 from shipline.artifact import GOLDEN, GOLDEN_TENSORS, PROCESSING, Artifact, ArtifactManifest
 from shipline.errors import IntegrityError, NotFoundError, SchemaError, ServingError, ShiplineError, SignatureError
@@ -221,14 +221,14 @@ def test_one_bad_model_among_good_ones_stops_the_server(tmp_path: Path) -> None:
 
 def test_golden_rows_take_the_path_that_requests_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One by one, through the batcher; the model has run before anybody asks."""
-    with double_registered(monkeypatch):
-        publish_identity(tmp_path / "gated")
-        with BackgroundServer(str(tmp_path)) as server:
-            backend = server._serving._app.repository.get("gated")._backend
-            assert backend.sizes[-2:] == [1, 1]  # type: ignore[attr-defined]
-            assert backend.batches[-1]["x"].tolist() == [[2]]  # type: ignore[attr-defined]
-            assert backend.sizes[0] == 8  # type: ignore[attr-defined] # warmed up with a full batch
-        assert backend.closed  # type: ignore[attr-defined]
+    register_double(monkeypatch)
+    publish_identity(tmp_path / "gated")
+    with BackgroundServer(str(tmp_path)) as server:
+        backend = server._serving._app.repository.get("gated")._backend
+        assert backend.sizes[-2:] == [1, 1]  # type: ignore[attr-defined]
+        assert backend.batches[-1]["x"].tolist() == [[2]]  # type: ignore[attr-defined]
+        assert backend.sizes[0] == 8  # type: ignore[attr-defined] # warmed up with a full batch
+    assert backend.closed  # type: ignore[attr-defined]
 
 
 def test_a_model_that_failed_gives_back_its_backend_and_its_thread(
@@ -237,12 +237,12 @@ def test_a_model_that_failed_gives_back_its_backend_and_its_thread(
     closed: list[ServedModel] = []
     close = ServedModel.close
     monkeypatch.setattr(ServedModel, "close", lambda model: (closed.append(model), close(model)))
-    with double_registered(monkeypatch):
-        publish_identity(
-            tmp_path / "m",
-            files=artifacts.golden_files({"x": np.ones((1, 1), np.float32)}, {"y": np.zeros((1, 1), np.float32)}),
-        )
-        never_ready(tmp_path)
+    register_double(monkeypatch)
+    publish_identity(
+        tmp_path / "m",
+        files=artifacts.golden_files({"x": np.ones((1, 1), np.float32)}, {"y": np.zeros((1, 1), np.float32)}),
+    )
+    never_ready(tmp_path)
     assert [model._backend.closed for model in closed] == [True]  # type: ignore[attr-defined]
 
 

@@ -18,11 +18,11 @@ from serving import (
     check_error,
     check_works,
     connect,
-    double_registered,
     gated_server,
     infer,
     post,
     publish_identity,
+    register_double,
     tensor,
     web,
 )
@@ -188,7 +188,8 @@ def test_until_it_has_proved_itself_a_model_is_loading_and_the_server_alive_but_
         return backend
 
     monkeypatch.setattr(IdentityBackend, "load", closed)
-    with double_registered(monkeypatch), ThreadPoolExecutor(1) as pool:
+    register_double(monkeypatch)
+    with ThreadPoolExecutor(1) as pool:
         publish_identity(tmp_path / "gated")
         serving = Serving(str(tmp_path), port=0)
         running = pool.submit(serving.run)

@@ -11,8 +11,7 @@ import numpy as np
 import orjson
 import pytest
 from bad_requests import BAD, GOOD_IDS, GOOD_KEEP, GOOD_X, Bad, deep, nested, request, x
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as arrays
 
 from shipline.serve.errors import RequestError

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from command_line import TINY, TRAIN, UP, Outcome, Run, files
 
-from shipline.commands import console as console_module
-from shipline.commands import main
+from shipline.commands import console as console_module, main
 
 
 @pytest.fixture

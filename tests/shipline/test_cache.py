@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from shipline.errors import ConfigError, IntegrityError
-from shipline.store import Cache, FileEntry, Store, open_store
-from shipline.store import cache as cache_module
+from shipline.store import Cache, FileEntry, Store, cache as cache_module, open_store
 from shipline.store.store import RemoteStore
 
 

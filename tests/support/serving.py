@@ -168,10 +168,10 @@ class Gated:
 @contextlib.contextmanager
 def gated_server(root: Path, monkeypatch: pytest.MonkeyPatch, max_batch: int = 8) -> Iterator[Gated]:
     """A server whose backend is the identity double, in a thread."""
-    with double_registered(monkeypatch):
-        publish_identity(root / "gated", max_batch)
-        with BackgroundServer(str(root)) as server:
-            yield gated(server._serving)
+    register_double(monkeypatch)
+    publish_identity(root / "gated", max_batch)
+    with BackgroundServer(str(root)) as server:
+        yield gated(server._serving)
 
 
 def gated(serving: Serving) -> Gated:
@@ -188,16 +188,10 @@ def gated(serving: Serving) -> Gated:
     return Gated(serving.address, backend, arrived)
 
 
-@contextlib.contextmanager
-def double_registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def register_double(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let artifacts name the identity double as their backend, and run every backend in a thread."""
     monkeypatch.setitem(plugins.BUILT_IN["backend"], "identity", "doubles:IdentityBackend")
     monkeypatch.setattr("shipline.serve.model.INLINE_S", 0.0)
-    plugins.known.cache_clear()
-    try:
-        yield
-    finally:
-        plugins.known.cache_clear()
 
 
 def publish_identity(url: Path, max_batch: int = 8, **fields: Any) -> None:

@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from pytorch_lightning import LightningModule
-from pytorch_lightning import Trainer as LightningTrainer
-from pytorch_lightning import callbacks as lightning
+from pytorch_lightning import LightningModule, Trainer as LightningTrainer, callbacks as lightning
 from training import CountsSteps, Scripted, bare_trainer, new_trainer, numbers
 from twins import calm
 

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as lightning
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from training import Mlp, Recorder, Scripted, bare_trainer, new_trainer, numbers, on_hook, rows, val_loader

@@ -41,13 +41,6 @@ def adopted(item: Any, packages: tuple[str, ...]) -> Callback | None:
     return None
 
 
-def tell(callback: Callback) -> None:
-    """Let the object that the callback stands for have what was found, where its owner looks for it."""
-    item = getattr(callback, "stands_for", None)  # one of Lightning's that runs as it is has none
-    for name in _RESULTS.get(type(item).__name__, ()):
-        setattr(item, name, getattr(callback, name))
-
-
 def _model_checkpoint(item: Any) -> ModelCheckpoint:
     return ModelCheckpoint(
         dirpath=item.dirpath,
@@ -107,8 +100,8 @@ _OURS: dict[str, Callable[[Any], Callback]] = {
     "TQDMProgressBar": lambda item: TQDMProgressBar(item.refresh_rate, item.process_position, item._leave),
 }
 
-# What they find.
-_RESULTS = {
+#: What they find, by the names of their attributes.
+RESULTS = {
     "BatchSizeFinder": ("optimal_batch_size",),
     "LearningRateFinder": ("optimal_lr",),
     "ModelCheckpoint": (

@@ -143,3 +143,7 @@ class Loaders(DataModule):
     def predict_dataloader(self) -> Any:
         """Return the loader given."""
         return self._loaders["predict"]
+
+
+# A Lightning script runs with the import changed, `import shipline.train as pl`: docs/from_lightning.md.
+LightningDataModule = DataModule

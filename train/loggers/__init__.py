@@ -1,9 +1,6 @@
 """Where metrics go."""
 
-from shipline.train.loggers.csv_logs import CSVLogger
-from shipline.train.loggers.logger import Logger
-from shipline.train.loggers.mlflow import MLFlowLogger
-from shipline.train.loggers.tensorboard import TensorBoardLogger
-from shipline.train.loggers.wandb import WandbLogger
+import lazy_loader
 
-__all__ = ["CSVLogger", "Logger", "MLFlowLogger", "TensorBoardLogger", "WandbLogger"]
+# What there is stands in the stub beside this file; each is imported when it is first used.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,9 +1,6 @@
 """Where the time of a run goes, and the memory."""
 
-from shipline.train.profilers.advanced import AdvancedProfiler
-from shipline.train.profilers.base import PassThroughProfiler, Profiler
-from shipline.train.profilers.memory import MemoryProfiler
-from shipline.train.profilers.pytorch import PyTorchProfiler
-from shipline.train.profilers.simple import SimpleProfiler
+import lazy_loader
 
-__all__ = ["AdvancedProfiler", "MemoryProfiler", "PassThroughProfiler", "Profiler", "PyTorchProfiler", "SimpleProfiler"]
+# What there is stands in the stub beside this file; each is imported when it is first used.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

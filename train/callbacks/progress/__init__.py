@@ -1,7 +1,6 @@
 """Bars that show how far a stage is."""
 
-from shipline.train.callbacks.progress.progress_bar import ProgressBar
-from shipline.train.callbacks.progress.rich_progress import RichProgressBar, RichProgressBarTheme
-from shipline.train.callbacks.progress.tqdm_progress import TQDMProgressBar
+import lazy_loader
 
-__all__ = ["ProgressBar", "RichProgressBar", "RichProgressBarTheme", "TQDMProgressBar"]
+# What there is stands in the stub beside this file; each is imported when it is first used.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

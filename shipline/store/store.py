@@ -25,9 +25,10 @@ from shipline.store.urls import check_key, join, redact
 Data = bytes | memoryview | Path
 
 ABANDONED_S = 3600.0
-PART_BYTES = 6 << 20  # the protocol's least is 5 MiB
+PART_BYTES = 5 << 20  # the protocol's least
 MOST_PARTS = 9000  # of 10,000
-PARTS_AT_ONCE = 4
+MOST_AT_ONCE = 10  # parts on their way
+SHARE_AT_ONCE = 0.05  # of the object, which is what they may take together: the client holds each part twice
 
 
 class Store(ABC):
@@ -241,7 +242,8 @@ class RemoteStore(Store):
             self._fs.pipe_file(path, data)
         elif len(data) >= 2 * PART_BYTES and "s3" in self._fs.protocol:
             part = max(PART_BYTES, len(data) // MOST_PARTS)
-            self._fs.pipe_file(path, _Parts(data), chunksize=part, max_concurrency=PARTS_AT_ONCE)
+            at_once = min(MOST_AT_ONCE, max(2, int(SHARE_AT_ONCE * len(data) / (2 * part))))
+            self._fs.pipe_file(path, _Parts(data), chunksize=part, max_concurrency=at_once)
         else:
             self._fs.pipe_file(path, bytes(data))
 

@@ -1,7 +1,7 @@
 """A safetensors file in memory, kept from one checkpoint to the next.
 
 Training waits while tensors are copied, and for nothing else; so the copy goes into pages that are there already (to
-touch 400 MB of fresh ones costs about four times the copy), and has the very form in which it is then written: no
+touch 400 MB of fresh ones costs about six times the copy), and has the very form in which it is then written: no
 second copy is ever made. The format: https://github.com/huggingface/safetensors#format
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import sys
 
 import torch
 
@@ -44,7 +45,7 @@ class Image:
         self._views = {}
         self._size = len(header) + end
         if self._memory is None or len(self._memory) < self._size:
-            self._memory = mmap.mmap(-1, self._size)
+            self._memory = _fresh(self._size)
         self._memory[: len(header)] = header
         self._header = header
         for name, start in offsets.items():
@@ -52,6 +53,15 @@ class Image:
                 count = tensor.numel() * tensor.element_size()
                 raw = torch.frombuffer(self._memory, dtype=torch.uint8, offset=len(header) + start, count=count)
                 self._views[name] = raw.view(tensor.dtype).view(tensor.shape)
+
+
+def _fresh(size: int) -> mmap.mmap:
+    """Return that much memory: private to this process, which takes a third less time to touch than what is shared."""
+    if sys.platform != "linux":
+        return mmap.mmap(-1, size)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(mmap.MADV_DONTFORK)  # data workers would have each page copied that is written while they live
+    return memory
 
 
 def _layout(tensors: Tensors) -> tuple[bytes, dict[str, int], int]:

@@ -1,6 +1,7 @@
 """Training: a checkpoint from a module and data."""
 
 import lazy_loader
+import torch  # noqa: F401 -- nothing here works without it: who lacks it hears so at once
 
 if __name__ != "shipline.train":  # a bare `import train` from the repository's root would make a second copy of it all
     raise ImportError("This package is shipline.train; its folder is not meant to be imported as 'train'.")

@@ -60,7 +60,8 @@ def test_a_signal_stops_it_when_what_was_accepted_is_answered(
 
 
 def test_a_signal_under_load_ends_it_without_a_wrong_answer(repository: Path, tmp_path: Path) -> None:
-    with serving(repository, tmp_path / "log") as process, ThreadPoolExecutor(8) as pool:
+    # The server goes first, whatever fails: clients ask until it does.
+    with ThreadPoolExecutor(8) as pool, serving(repository, tmp_path / "log") as process:
         stopping = threading.Event()
 
         def ask(client: int) -> int:
@@ -82,7 +83,7 @@ def test_a_signal_under_load_ends_it_without_a_wrong_answer(repository: Path, tm
         started = threading.Semaphore(0)
         clients = [pool.submit(ask, number) for number in range(8)]
         for _ in clients:
-            assert started.acquire(timeout=30)
+            assert started.acquire(timeout=30), [client.exception() for client in clients if client.done()]
         stopping.set()
         process.popen.terminate()
         assert all(client.result() >= 5 for client in clients)

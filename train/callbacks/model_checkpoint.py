@@ -116,6 +116,7 @@ class ModelCheckpoint(Callback):
         self._last: str | None = None
         self._last_step = self._last_batch = -1
         self._left_out: tuple[int, float | None] | None = None
+        self._prepared = False
         self._saved_at = 0.0
 
     # ---- what was kept -----------------------------------------------------------------------------------------------
@@ -190,6 +191,9 @@ class ModelCheckpoint(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, module: Module, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Save, where steps or time say so."""
+        if not self._prepared and trainer.global_step > 0:
+            self._prepared = True
+            checkpoints.prepare(trainer, weights_only=self.save_weights_only)
         every, interval = self.every_n_train_steps, self.train_time_interval
         if not every and not interval:
             return

@@ -1,21 +1,30 @@
 """A safetensors file in memory, kept from one checkpoint to the next.
 
 Training waits while tensors are copied, and for nothing else; so the copy goes into pages that are there already (to
-touch 400 MB of fresh ones costs about six times the copy), and has the very form in which it is then written: no
-second copy is ever made. The format: https://github.com/huggingface/safetensors#format
+touch 400 MB of fresh ones costs about six times the copy: that is done beforehand, in a thread), and has the very
+form in which it is then written: no second copy is ever made. The format:
+https://github.com/huggingface/safetensors#format
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 import sys
+import threading
+from collections.abc import Iterable
 
+import numpy as np
 import torch
 
 from shipline.train.checkpoints.tree import DTYPES, Tensors, storable
 
 _ALIGNMENT = 64
+
+#: Bytes: what an entry of the header takes at most, as a rule; what the state holds besides the optimizers'; and from
+#: where on a thread is worth its start.
+_ENTRY, _BESIDES, _MUCH = 256, 2**20, 16 * 2**20
 
 
 class Image:
@@ -26,6 +35,20 @@ class Image:
         self._header = b""
         self._size = 0
         self._views: Tensors = {}
+        self._taking: threading.Thread | None = None
+
+    def reserve(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Take memory for a file of these tensors and a little more, in the background."""
+        size = sum(tensor.numel() * tensor.element_size() + _ENTRY for tensor in tensors) + _BESIDES
+        if size >= _MUCH and self._taking is None and self._memory is None:
+            self._taking = threading.Thread(target=self._take, args=(size,), name="shipline-checkpoint-memory")
+            self._taking.start()
+
+    def _take(self, size: int) -> None:
+        with contextlib.suppress(OSError):  # there is none: the checkpoint will say so, if it cannot do without
+            memory = _fresh(size)
+            np.frombuffer(memory, np.uint8)[:: mmap.PAGESIZE] = 0  # numpy lets go of the interpreter for it
+            self._memory = memory
 
     def fill(self, tensors: Tensors) -> memoryview:
         """Copy the tensors in, and return the bytes of the file; they stay valid until the next call.
@@ -33,6 +56,9 @@ class Image:
         Raises:
             TrainingError: a tensor has a dtype that no file can hold.
         """
+        if self._taking is not None:
+            self._taking.join()
+            self._taking = None
         header, offsets, end = _layout({name: storable(tensor, name) for name, tensor in tensors.items()})
         if header != self._header or self._memory is None:
             self._lay_out(header, offsets, end, tensors)

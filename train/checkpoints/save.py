@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from shipline.checkpoint import CheckpointManifest
@@ -44,6 +45,23 @@ def save(
     """
     submit = trainer.hooks.profiled("save_checkpoint", _submit)
     submit(trainer, directory, (monitor, mode), weights_only, replace, then)
+
+
+def prepare(trainer: Trainer, *, weights_only: bool = False) -> None:
+    """Take the memory that a checkpoint will be copied into, in the background: the first then costs what others do.
+
+    Args:
+        trainer: of a run that has taken its first step, so that its optimizers have their state.
+        weights_only: as the checkpoints will be.
+    """
+    if trainer.strategy.rank != 0:
+        return
+    module = trainer.module
+    trainer.saver.weights.reserve([*module.parameters(), *module.buffers()])
+    if not weights_only:
+        states = [state for optimizer in trainer.optimizers for state in optimizer.state.values()]
+        values = [value for state in states if isinstance(state, dict) for value in state.values()]
+        trainer.saver.state.reserve([value for value in values if isinstance(value, torch.Tensor)])
 
 
 def _submit(

@@ -27,8 +27,23 @@ GRAPHS = {name: getattr(artifacts, name)() for name in ("linear", "masked", "loo
 PICTURE, PICTURES = artifacts.picture()
 TABLE, ROWS = artifacts.table()
 
-# Making a client costs more than a request; no connection is kept, so that tests stay apart.
-web = httpx.Client(limits=httpx.Limits(max_keepalive_connections=0), timeout=WAIT_S)
+_TLS = httpx.create_ssl_context()  # the dear part of a client
+
+
+class _Web(threading.local):
+    """A client for each thread: httpcore's pool may close a connection that another thread has just been given.
+
+    No connection is kept, so that tests stay apart.
+    """
+
+    def __init__(self) -> None:
+        self.client = httpx.Client(verify=_TLS, limits=httpx.Limits(max_keepalive_connections=0), timeout=WAIT_S)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.client, name)
+
+
+web = _Web()
 
 # Nothing that a client is told may say where or how the server runs.
 _LEAKS = re.compile(

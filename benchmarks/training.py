@@ -153,6 +153,7 @@ def measure(task: str, rounds: int, steps: int) -> dict[str, list[dict[str, floa
         for loop in LOOPS:
             command = [sys.executable, __file__, "--one", loop, "--task", task, "--steps", str(steps)]
             environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", STARTED: str(time.time())}
+            environment.pop("PYTHONDONTWRITEBYTECODE", None)  # what is installed has its bytecode beside it
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
             found[loop].append(json.loads(done.stdout.strip().splitlines()[-1]))
     losses = {round(row["loss"], 4) for rows in found.values() for row in rows}

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-import re
+from collections.abc import Sequence
+from functools import partial
 
-from shipline.artifact import PROCESSING, REPORT_HTML, REPORT_JSON, Artifact, ArtifactManifest, Model, ServingSettings
+from shipline.artifact import PROCESSING, REPORT_HTML, REPORT_JSON, Artifact, ArtifactManifest, Model, Verdict
 from shipline.checkpoint import Checkpoint
-from shipline.errors import ConfigError, ExistsError, GateError, StoreError
+from shipline.errors import GateError
 from shipline.export import gates, report
-from shipline.export.proof import Candidate, Proof, Source, prove
+from shipline.export.proof import Proof, prove
+from shipline.export.publish import MODEL_FILE, Content, check_version, publish
 from shipline.export.recipe import Recipe
-from shipline.store import Publication
-
-MODEL_FILE = "model.onnx"
-
-_VERSION = re.compile(r"0|[1-9][0-9]{0,17}")  # one spelling each: readers list versions as numbers
+from shipline.export.trained import Source
 
 
 def export(source: Source, recipe: Recipe, model: Model, version: str | None = None) -> Artifact:
@@ -33,53 +31,34 @@ def export(source: Source, recipe: Recipe, model: Model, version: str | None = N
         IntegrityError: the checkpoint is damaged, or is not of this class.
         ExistsError: somebody published that version first.
     """
-    if version is not None and not _VERSION.fullmatch(version):
-        raise ConfigError(f"version is {version!r}; versions are numbers, such as 7.")
-    if version is not None and version in model.versions():
-        raise ExistsError(f"{model.name} has version {version} already, and what is committed never changes.")
+    check_version(model, version)
     proof = prove(source, recipe)
-    for candidate in proof.candidates:  # a graph is no better than the float32 graph that it was made of
-        _refuse_failed(candidate, model)
-    return _publish(source, recipe, proof, model, version)
+    for candidate in proof.must_pass:
+        refuse_failed(f"{model.name} as {candidate.plan}", candidate.verdicts)
+    return publish(model, version, partial(_content, source, recipe, proof, model.name))
 
 
-def _refuse_failed(candidate: Candidate, model: Model) -> None:
-    failed = [verdict for verdict in candidate.verdicts if not verdict.passed]
-    if failed:
+def refuse_failed(what: str, verdicts: Sequence[Verdict]) -> None:
+    """Raise GateError where a verdict speaks against it, with all that do."""
+    if failed := [verdict for verdict in verdicts if not verdict.passed]:
         lines = "\n".join(f"  {verdict.gate}: {verdict.message}." for verdict in failed)
-        raise GateError(
-            f"{model.name} as {candidate.precision} failed {len(failed)} of {len(candidate.verdicts)} gates; "
-            f"nothing was published:\n{lines}"
-        )
+        raise GateError(f"{what} failed {len(failed)} of {len(verdicts)} gates; nothing was published:\n{lines}")
 
 
-def _publish(source: Source, recipe: Recipe, proof: Proof, model: Model, version: str | None) -> Artifact:
-    """Commit the artifact; where nobody asked for a certain version and somebody was faster, take the next one."""
-    while True:
-        number = version or str(int((model.versions() or ["0"])[-1]) + 1)
-        try:
-            return _commit(source, recipe, proof, model, number)
-        except StoreError:
-            # Who commits first also sweeps what others have half written, so losing shows as more than ExistsError.
-            if version is not None or number not in model.versions():
-                raise
-
-
-def _commit(source: Source, recipe: Recipe, proof: Proof, model: Model, version: str) -> Artifact:
-    assert proof.golden is not None
-    chosen, store = proof.chosen, model.store.at(version)
-    allowed = recipe.allowed_difference(chosen.precision)
+def _content(source: Source, recipe: Recipe, proof: Proof, name: str, version: str) -> Content:
+    trained, chosen = proof.trained, proof.chosen
+    allowed = recipe.allowed_difference(chosen.plan)
     manifest = ArtifactManifest(
-        name=model.name,
+        name=name,
         version=version,
-        backend="onnxruntime",
+        backend=chosen.plan.backend,
         model_file=MODEL_FILE,
         precision=chosen.precision,
-        signature=proof.signature,
+        signature=trained.signature,
         metrics={name: value for name, value in chosen.metrics.items() if math.isfinite(value)},
         verdicts=chosen.verdicts,
-        tolerance={name: scale * allowed for name, scale in gates.scales(proof.rows, proof.signature).items()},
-        serving=ServingSettings(max_batch_size=recipe.max_batch_size),
+        tolerance={name: scale * allowed for name, scale in gates.scales(trained.rows, trained.signature).items()},
+        serving=chosen.plan.serving(recipe.max_batch_size),
         lineage=source.checkpoint.manifest.lineage.model_copy(
             update={
                 "checkpoint": _place(source.checkpoint),
@@ -87,18 +66,12 @@ def _commit(source: Source, recipe: Recipe, proof: Proof, model: Model, version:
             }
         ),
     )
-    content = report.describe(manifest, proof, recipe)
-    with Publication(store) as publication:
-        publication.add(MODEL_FILE, chosen.model)
-        if source.processing is not None:
-            publication.add(PROCESSING, source.processing.to_json())
-        for name, data in proof.golden.files().items():
-            publication.add(name, data)
-        publication.add(REPORT_JSON, report.to_json(content))
-        publication.add(REPORT_HTML, report.to_html(content))
-        artifact = Artifact(store, publication.commit(manifest))
-    model.point("stable", version)
-    return artifact
+    files = {MODEL_FILE: chosen.model}
+    if source.processing is not None:
+        files[PROCESSING] = source.processing.to_json()
+    said = report.describe(manifest, proof, recipe)
+    files |= {**proof.golden.files(), REPORT_JSON: report.to_json(said), REPORT_HTML: report.to_html(said)}
+    return manifest, files
 
 
 def _place(checkpoint: Checkpoint) -> str:

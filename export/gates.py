@@ -15,7 +15,8 @@ from shipline.export.runtime import Runtime
 from shipline.signature import Signature
 
 INVARIANCE_ROWS = 8
-INVARIANCE_TOLERANCE = 1e-4  # of the largest output
+#: As reports list them; a search asks those that cost least first.
+ORDER = ("parity", "batch_invariance", "metric", "latency", "size", "rebuilt", "preprocessing")
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def parity(
     ), worst
 
 
-def batch_invariance(runtime: Runtime, rows: Rows, signature: Signature, largest_batch: int) -> Verdict:
+def batch_invariance(runtime: Runtime, rows: Rows, signature: Signature, largest_batch: int, limit: float) -> Verdict:
     """A row's answer does not depend on its batch-mates, wherever in the batch it stands."""
     inputs, unit = rows.inputs, scales(rows, signature)
     count, batch = len(rows), largest_batch
@@ -67,37 +68,37 @@ def batch_invariance(runtime: Runtime, rows: Rows, signature: Signature, largest
                 difference = _difference(many[place], one[0]) / unit[spec.name]
                 if difference > worst.difference:
                     worst = Worst(difference, spec.name, row, batch)
-    passed = worst.difference <= INVARIANCE_TOLERANCE
+    passed = worst.difference <= limit
     text = f"a row's answer alone and among others differs by {worst.difference:.2g} of the largest value at most"
     if not passed:
-        text += f" ({worst}); {INVARIANCE_TOLERANCE:g} is allowed"
+        text += f" ({worst}); {limit:g} is allowed"
     return Verdict(
         gate="batch_invariance",
         passed=passed,
         measured=_finite(worst.difference),
-        limit=INVARIANCE_TOLERANCE,
+        limit=limit,
         message=text,
     )
 
 
-def metric(name: str, mode: str, trained: float, exported: float, recipe: Recipe) -> Verdict:
+def metric(name: str, mode: str, trained: float, exported: float, allowed: float) -> Verdict:
     """The task metric, by the module's own validation step, is not worse than allowed."""
     drop = trained - exported if mode == "max" else exported - trained
-    passed = math.isfinite(exported) and drop <= recipe.max_metric_drop
+    passed = math.isfinite(exported) and drop <= allowed
     text = f"{name} is {exported:.6g}, the trained module's is {trained:.6g}: "
     text += "no worse" if drop <= 0 else f"worse by {drop:.6g}"
-    text += f"; {recipe.max_metric_drop:g} is allowed"
-    return Verdict(gate="metric", passed=passed, measured=_finite(drop), limit=recipe.max_metric_drop, message=text)
+    text += f"; {allowed:g} is allowed"
+    return Verdict(gate="metric", passed=passed, measured=_finite(drop), limit=allowed, message=text)
 
 
-def rebuilt(name: str, mode: str, recorded: float, found: float, recipe: Recipe) -> Verdict:
+def rebuilt(name: str, mode: str, recorded: float, found: float, allowed: float) -> Verdict:
     """The module rebuilt from the checkpoint is as good as the one that was trained: it is the same one."""
     drop = recorded - found if mode == "max" else found - recorded
     text = f"{name} of the rebuilt module is {found:.6g}, when its checkpoint was made it was {recorded:.6g}"
-    passed = math.isfinite(drop) and drop <= recipe.max_metric_drop
+    passed = math.isfinite(drop) and drop <= allowed
     if not passed:
-        text += f"; it may lose {recipe.max_metric_drop:g}: class, arguments and data must be those of the run"
-    return Verdict(gate="rebuilt", passed=passed, measured=_finite(drop), limit=recipe.max_metric_drop, message=text)
+        text += f"; it may lose {allowed:g}: class, arguments and data must be those of the run"
+    return Verdict(gate="rebuilt", passed=passed, measured=_finite(drop), limit=allowed, message=text)
 
 
 def latency(candidate: list[Latency], baseline: list[Latency], recipe: Recipe) -> Verdict:

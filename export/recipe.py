@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Literal
 
-from shipline.errors import ConfigError
+from shipline.errors import ConfigError, unknown_name
+from shipline.export.passes.base import Pass
+from shipline.export.plan import BASELINE, BFLOAT16, PRECISIONS, Plan, plan
+from shipline.plugins import known
 
-Precision = Literal["float32", "int8"]
+AUTO = "auto"
 
-# The largest allowed difference from the trained module, in parts of the largest value that an output takes.
-TOLERANCE: dict[str, float] = {"float32": 1e-4, "int8": 5e-2}
+#: Those of `plan.PRECISIONS`, and "auto".
+Precision = Literal[
+    "float32", "bfloat16", "float16", "int8", "int8-portable", "int8-dynamic", "int8-weights", "auto"
+]  # fmt: skip
+Objective = Literal["speed", "latency", "throughput", "size"]
+_OBJECTIVES = ("speed", "latency", "throughput", "size")
+_SHARE = re.compile(r"([0-9]*\.?[0-9]+) ?%")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,12 +28,20 @@ class Recipe:
     """How to export.
 
     Args:
-        precision: "float32", or "int8": weights and activations in 8 bits, scales measured on training rows.
+        precision: "float32"; "bfloat16": float32 weights, computed in bfloat16 (OpenVINO); "float16"; "int8": weights
+            and activations, scales measured on training rows; "int8-portable": the same for older processors
+            than this one; "int8-dynamic"; "int8-weights"; or "auto": measure them all and publish the best
+            that keeps the promise.
+        backend: "onnxruntime" or "openvino"; default: onnxruntime, and for "auto" each that is installed.
+        passes: what the graph goes through instead of what the precision stands for, in order.
+        objective: what "auto" looks for: "speed" (batches of 1 and the largest alike), "latency" (of 1), "throughput"
+            (of the largest), or "size".
         metric: the metric that the export may not cost; default: the one that the checkpoint was chosen by.
         mode: "min" or "max" of that metric is best; default: as the checkpoint says.
-        max_metric_drop: how much worse than the trained module's that metric may be, in its own unit.
+        max_metric_drop: how much worse than the trained module's that metric may be: in its own unit, or as "0.5%" of
+            it.
         tolerance: allowed difference of outputs, in parts of the largest; default: 1e-4 (float32), 5e-2 (int8).
-        min_speedup: how many times as fast as float32 an int8 graph must be, here, over batches of 1 and the largest.
+        min_speedup: how many times as fast as float32 another graph must be, here, over batches of 1 and the largest.
         calibration_rows: training rows that int8 scales are measured on.
         proof_rows: validation rows that parity is proved on.
         golden_rows: validation rows kept in the artifact, for servers to check themselves with.
@@ -32,9 +49,12 @@ class Recipe:
     """
 
     precision: Precision = "float32"
+    backend: str | None = None
+    passes: tuple[Pass, ...] = ()
+    objective: Objective = "speed"
     metric: str | None = None
     mode: Literal["min", "max"] | None = None
-    max_metric_drop: float = 0.005
+    max_metric_drop: float | str = 0.005
     tolerance: float | None = None
     min_speedup: float = 1.0
     calibration_rows: int = 512
@@ -43,8 +63,7 @@ class Recipe:
     max_batch_size: int = 32
 
     def __post_init__(self) -> None:
-        if self.precision not in tuple(TOLERANCE):
-            raise ConfigError(f"Recipe has precision={self.precision!r}; choose one of {', '.join(TOLERANCE)}.")
+        _check_way(self)
         if self.mode not in (None, "min", "max"):
             raise ConfigError(f"Recipe has mode={self.mode!r}; choose 'min' or 'max'.")
         for name in ("calibration_rows", "proof_rows", "golden_rows", "max_batch_size"):
@@ -55,10 +74,53 @@ class Recipe:
             value = getattr(self, name)
             if name == "tolerance" and value is None:
                 continue
+            if name == "max_metric_drop" and isinstance(value, str):
+                if not _SHARE.fullmatch(value):
+                    raise ConfigError(
+                        f"Recipe has {name}={value!r}; set a number from 0 on, or a share such as '0.5%'."
+                    )
+                continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
                 raise ConfigError(f"Recipe has {name}={value!r}; set a number from 0 on.")
 
-    def allowed_difference(self, precision: str) -> float:
-        """Return the tolerance, in parts of the largest output, for a graph of this precision."""
-        own = precision == self.precision and self.tolerance is not None
-        return self.tolerance if own and self.tolerance is not None else TOLERANCE[precision]
+    @property
+    def searches(self) -> bool:
+        """Whether the way is still to be found."""
+        return self.precision == AUTO
+
+    def plan(self) -> Plan:
+        """Return the way that is asked for; not for "auto"."""
+        return plan(self.precision, self.backend or "onnxruntime", self.passes)
+
+    def allowed_drop(self, trained: float) -> float:
+        """Return how much worse the metric may be, where the trained module's is `trained`."""
+        if isinstance(self.max_metric_drop, str):
+            share = _SHARE.fullmatch(self.max_metric_drop)
+            assert share is not None  # checked above
+            return float(share[1]) / 100 * abs(trained)
+        return self.max_metric_drop
+
+    def allowed_difference(self, way: Plan) -> float:
+        """Return the tolerance, in parts of the largest output, for a graph that was made this way."""
+        asked = way != BASELINE if self.searches else way == self.plan()
+        return self.tolerance if asked and self.tolerance is not None else way.tolerance
+
+
+def _check_way(recipe: Recipe) -> None:
+    """The precision, the backend and the passes are known, and go together."""
+    if recipe.precision not in (names := (*PRECISIONS, AUTO)):
+        raise ConfigError(f"Recipe has precision={recipe.precision!r}; choose one of {', '.join(names)}.")
+    if recipe.backend is not None and recipe.backend not in (backends := known("backend")):
+        raise unknown_name("backend", recipe.backend, backends)
+    if recipe.precision == BFLOAT16 and recipe.backend in (None, "onnxruntime"):
+        raise ConfigError(
+            f"Recipe has precision='bfloat16' and backend={recipe.backend!r}: onnxruntime has no bfloat16 on a CPU. "
+            "Set backend='openvino'."
+        )
+    if recipe.passes and recipe.searches:
+        raise ConfigError("Recipe has passes and precision='auto': give passes, or let the search choose them.")
+    for each in recipe.passes:
+        if not isinstance(each, Pass):
+            raise ConfigError(f"Recipe has a {type(each).__name__} among its passes, which is no shipline.export.Pass.")
+    if recipe.objective not in _OBJECTIVES:
+        raise ConfigError(f"Recipe has objective={recipe.objective!r}; choose one of {', '.join(_OBJECTIVES)}.")

@@ -1,44 +1,42 @@
-"""onnxruntime, as the server will run it."""
+"""The backend that will serve, as export drives it."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from shipline import plugins
 from shipline.artifact import ServingSettings
+from shipline.backends.base import Backend
 from shipline.errors import GateError
 from shipline.export.rows import Arrays, bind
 from shipline.signature import Signature
 
 
 class Runtime:
-    """A session on this machine's CPU, with the settings that the artifact will carry."""
+    """A graph loaded on this machine, with the settings that the artifact will carry."""
 
-    def __init__(self, model: bytes, settings: ServingSettings) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = min(settings.threads, os.cpu_count() or 1)
-        options.inter_op_num_threads = 1
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    def __init__(self, model: bytes, settings: ServingSettings, backend: str = "onnxruntime") -> None:
+        self._name = backend
+        backend_class: type[Backend] = plugins.load("backend", backend)
         try:
-            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+            self._backend = backend_class.load(model, settings)
         except Exception as error:  # onnxruntime has a type for each of its codes, such as NotImplemented
-            raise GateError(f"onnxruntime cannot load the graph, so nothing was published: {error}") from error
+            raise GateError(f"{backend} cannot load the graph, so nothing was published: {error}") from error
 
     def run(self, inputs: Arrays) -> list[np.ndarray]:
         """Return the outputs, in order, for inputs with a batch dimension."""
         try:
-            return list(self._session.run(None, inputs))
+            return list(self._backend.run(inputs).values())
         except Exception as error:
             shapes = {name: list(array.shape) for name, array in inputs.items()}
             raise GateError(
-                f"onnxruntime cannot run the graph on {shapes}, so nothing was published: {error}"
+                f"{self._name} cannot run the graph on {shapes}, so nothing was published: {error}"
             ) from error
 
     def forward_for(self, module: nn.Module, signature: Signature, structure: pytree.TreeSpec) -> Callable[..., Any]:
@@ -52,3 +50,7 @@ class Runtime:
             return pytree.tree_unflatten([torch.from_numpy(output) for output in outputs], structure)
 
         return forward
+
+    def close(self) -> None:
+        """Give back what the backend took."""
+        self._backend.close()

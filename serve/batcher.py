@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shipline.serve.backends.base import Arrays
+from shipline.backends.base import Arrays
 from shipline.serve.errors import overloaded
 
 Run = Callable[[Arrays], Arrays]

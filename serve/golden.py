@@ -12,8 +12,8 @@ import numpy as np
 import safetensors.numpy
 
 from shipline.artifact import GOLDEN, GOLDEN_TENSORS, Artifact
+from shipline.backends.base import Arrays
 from shipline.errors import IntegrityError, SchemaError, ServingError
-from shipline.serve.backends.base import Arrays
 from shipline.serve.errors import RequestError
 
 if TYPE_CHECKING:

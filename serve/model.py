@@ -10,11 +10,11 @@ import numpy as np
 
 from shipline import plugins
 from shipline.artifact import PROCESSING, Artifact, ArtifactManifest, ServingSettings
+from shipline.backends.base import Arrays, Backend
+from shipline.backends.cores import cores
 from shipline.errors import ProcessingError, SignatureError
 from shipline.processing import Processing
-from shipline.serve.backends.base import Arrays, Backend
 from shipline.serve.batcher import Batcher
-from shipline.serve.cores import cores
 from shipline.serve.errors import bad
 from shipline.serve.golden import Example, GoldenRows, replay
 from shipline.serve.metrics import Metrics

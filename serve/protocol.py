@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from shipline.serve.backends.base import Arrays
+from shipline.backends.base import Arrays
 from shipline.serve.errors import bad
 from shipline.signature import Signature, TensorSpec
 

@@ -50,6 +50,7 @@ class ServingSettings(BaseModel):
 
     max_batch_size: int = Field(default=32, ge=1)
     threads: int = Field(default=1, ge=1)
+    compute: Literal["float32", "bfloat16"] = "float32"  # what a backend that has the choice computes in
 
 
 class ArtifactManifest(Manifest):

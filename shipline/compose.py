@@ -33,7 +33,7 @@ def export(
 
     Args:
         checkpoint: what `Trainer.fit` returned, or a checkpoint, or its URL.
-        recipe: a Recipe, its settings, or a precision: "float32" or "int8".
+        recipe: a Recipe, its settings, or a precision, such as "float32", "int8", or "auto": measure them all.
         to: URL of the model, such as s3://bucket/models/digits.
         module: the class that was trained; default: that of the run. It never comes from the checkpoint's text.
         data: the DataModule with the real rows; default: that of the run.

@@ -26,7 +26,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "top_k": "shipline.processing.answers:TopK",
     },
     "backend": {
-        "onnxruntime": "shipline.serve.backends.onnx:OnnxBackend",
+        "onnxruntime": "shipline.backends.onnx:OnnxBackend",
+        "openvino": "shipline.backends.openvino:OpenVinoBackend",
     },
     "accelerator": {
         "cpu": "shipline.train.accelerators.cpu:CpuAccelerator",
@@ -83,6 +84,12 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "pytorch": "shipline.train.profilers.pytorch:PyTorchProfiler",
         "memory": "shipline.train.profilers.memory:MemoryProfiler",
     },
+    "pass": {
+        "dynamic-int8": "shipline.export.passes.dynamic_int8:DynamicInt8",
+        "float16": "shipline.export.passes.float16:Float16",
+        "static-int8": "shipline.export.passes.static_int8:StaticInt8",
+        "weights-only": "shipline.export.passes.weights_only:WeightsOnly",
+    },
     "precision": {
         "32-true": "shipline.train.precision.base:Precision",
         "64-true": "shipline.train.precision.true:TruePrecision",
@@ -105,6 +112,7 @@ EXTRAS = {
     "onnx": "export",
     "onnxruntime": "serve",
     "onnxscript": "export",
+    "openvino": "openvino",
     "prometheus_client": "serve",
     "psutil": "train",
     "ray": "ray",

@@ -13,7 +13,8 @@ from shipline.export.report.page import render
 
 if TYPE_CHECKING:
     from shipline.artifact import ArtifactManifest
-    from shipline.export.proof import Candidate, Proof
+    from shipline.export.candidate import Candidate
+    from shipline.export.proof import Proof
     from shipline.export.recipe import Recipe
 
 __all__ = ["describe", "to_html", "to_json"]
@@ -21,22 +22,25 @@ __all__ = ["describe", "to_html", "to_json"]
 
 def describe(manifest: ArtifactManifest, proof: Proof, recipe: Recipe) -> dict[str, Any]:
     """Return the report as plain data."""
+    trained = proof.trained
     return {
         "schema_version": 1,
         "name": manifest.name,
         "version": manifest.version,
         "precision": manifest.precision,
+        "backend": manifest.backend,
         "created_at": manifest.created_at.isoformat(),
         "signature": manifest.signature.model_dump(mode="json"),
         "recipe": dataclasses.asdict(recipe),
-        "metric": {"name": proof.metric, "mode": proof.mode},
+        "metric": {"name": trained.metric, "mode": trained.mode},
         "trained": {
-            "metrics": proof.metrics,
-            "bytes": proof.weights_bytes,
-            "rows": proof.rows.seen,
-            "proof_rows": len(proof.rows),
+            "metrics": trained.metrics,
+            "bytes": trained.weights_bytes,
+            "rows": trained.rows.seen,
+            "proof_rows": len(trained.rows),
         },
-        "candidates": [_described(candidate, proof.candidates[0]) for candidate in proof.candidates],
+        "candidates": [_described(candidate, proof) for candidate in proof.candidates],
+        "refused": proof.refused,
         "lineage": manifest.lineage.model_dump(mode="json"),
         "exported_with": {"python": platform.python_version(), "machine": platform.machine(), **_versions()},
     }
@@ -52,9 +56,16 @@ def to_html(content: dict[str, Any]) -> bytes:
     return render(content)
 
 
-def _described(candidate: Candidate, baseline: Candidate) -> dict[str, Any]:
+def _described(candidate: Candidate, proof: Proof) -> dict[str, Any]:
+    baseline = proof.candidates[0]
     return {
+        "name": str(candidate.plan),
         "precision": candidate.precision,
+        "backend": candidate.plan.backend,
+        "passes": [repr(each) for each in candidate.plan.passes],
+        "chosen": candidate is proof.chosen,
+        "on_front": any(candidate is each for each in proof.front),
+        "left_out": candidate.left_out,
         "metrics": candidate.metrics,
         "bytes": len(candidate.model),
         "latency": [

@@ -15,7 +15,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-INK, PLAIN, CHOSEN = "#1b2733", "#9fb3c8", "#0b7285"
+INK, PLAIN, FRONT, CHOSEN = "#1b2733", "#dde4ea", "#74c0cc", "#0b7285"
 
 _DRAWING = threading.Lock()  # matplotlib's settings are those of the process
 
@@ -27,14 +27,15 @@ def render(content: dict[str, Any]) -> bytes:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     plots = [_svg(_latency_plot(content)), _svg(_trade_plot(content))]
-    page = environment.from_string(template).render(**content, plots=plots, chosen=content["candidates"][-1])
+    chosen = next(candidate for candidate in content["candidates"] if candidate["chosen"])
+    page = environment.from_string(template).render(**content, plots=plots, chosen=chosen)
     return page.encode()
 
 
 def _latency_plot(content: dict[str, Any]) -> Figure:
     """How the rounds of each candidate were distributed, at each batch size."""
     batches = [taken["batch"] for taken in content["candidates"][0]["latency"]]
-    figure = Figure(figsize=(7, 0.7 + 1.1 * len(batches)), layout="constrained")
+    figure = Figure(figsize=(8, (0.7 + 0.35 * len(content["candidates"])) * len(batches)), layout="constrained")
     for axes, i in zip(figure.subplots(len(batches), squeeze=False)[:, 0], range(len(batches)), strict=True):
         rounds = [candidate["latency"][i]["rounds_ms"] for candidate in content["candidates"]]
         boxes = axes.boxplot(rounds, orientation="horizontal", widths=0.6, patch_artist=True, showfliers=False)
@@ -42,7 +43,7 @@ def _latency_plot(content: dict[str, Any]) -> Figure:
             box.set(facecolor=colour, edgecolor=INK)
         for line in boxes["medians"]:
             line.set(color=INK)
-        axes.set_yticks(range(1, len(rounds) + 1), [candidate["precision"] for candidate in content["candidates"]])
+        axes.set_yticks(range(1, len(rounds) + 1), [candidate["name"] for candidate in content["candidates"]])
         axes.set_xlabel(f"ms for a batch of {batches[i]}")
         axes.set_xlim(left=0)
         _clean(axes)
@@ -50,25 +51,42 @@ def _latency_plot(content: dict[str, Any]) -> Figure:
 
 
 def _trade_plot(content: dict[str, Any]) -> Figure:
-    """The metric against the size, for the trained module's metric and each candidate."""
+    """The metric against throughput and size, for each candidate whose metric was measured."""
     name = content["metric"]["name"]
-    figure = Figure(figsize=(7, 2.6), layout="constrained")
-    axes = figure.subplots()
-    for candidate, colour in zip(content["candidates"], _colours(content), strict=True):
-        at = (candidate["bytes"] / 1e6, candidate["metrics"][name])
-        axes.scatter(*at, s=70, color=colour, edgecolor=INK, zorder=3)
-        axes.annotate(candidate["precision"], at, xytext=(8, 6), textcoords="offset points", color=INK)
-    axes.axhline(content["trained"]["metrics"][name], color=INK, linewidth=1, linestyle="--", label="trained module")
-    axes.set_xlabel("size, MB")
-    axes.set_ylabel(name, parse_math=False)
-    axes.margins(x=0.2, y=0.4)
-    axes.legend(frameon=False, loc="lower right")
-    _clean(axes)
+    shown = [
+        (candidate, colour)
+        for candidate, colour in zip(content["candidates"], _colours(content), strict=True)
+        if name in candidate["metrics"]
+    ]
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    places = (("rows a second, in the largest batches", _rows_a_second), ("size, MB", _megabytes))
+    for axes, (label, place) in zip(figure.subplots(1, 2, sharey=True), places, strict=True):
+        for candidate, colour in shown:
+            at = (place(candidate), candidate["metrics"][name])
+            axes.scatter(*at, s=70, color=colour, edgecolor=INK, zorder=3)
+            axes.annotate(candidate["name"], at, xytext=(8, 6), textcoords="offset points", color=INK, fontsize=8)
+        axes.axhline(
+            content["trained"]["metrics"][name], color=INK, linewidth=1, linestyle="--", label="trained module"
+        )
+        axes.set_xlabel(label)
+        axes.margins(x=0.3, y=0.4)
+        _clean(axes)
+    figure.axes[0].set_ylabel(name, parse_math=False)
+    figure.axes[0].legend(frameon=False, loc="lower right")
     return figure
 
 
+def _rows_a_second(candidate: dict[str, Any]) -> float:
+    largest = candidate["latency"][-1]
+    return float(largest["batch"] / largest["median_ms"] * 1e3)
+
+
+def _megabytes(candidate: dict[str, Any]) -> float:
+    return float(candidate["bytes"] / 1e6)
+
+
 def _colours(content: dict[str, Any]) -> list[str]:
-    return [PLAIN] * (len(content["candidates"]) - 1) + [CHOSEN]
+    return [CHOSEN if each["chosen"] else FRONT if each["on_front"] else PLAIN for each in content["candidates"]]
 
 
 def _clean(axes: Axes) -> None:

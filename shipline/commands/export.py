@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from rich.table import Table
 
-from shipline.artifact import Artifact
+from shipline.artifact import REPORT_HTML, Artifact
 from shipline.checkpoint import Checkpoint, open_checkpoint
 from shipline.commands.console import console, split_positional
 from shipline.commands.links import check_links
@@ -27,16 +28,16 @@ def run(arguments: Sequence[str]) -> None:
     from shipline.compose import export
 
     url, rest = split_positional(arguments)
-    settings = parse(export_parser(), rest)
+    parser = export_parser()
+    settings = parse(parser, rest)
     if url is None:
         raise ConfigError(
             "Which checkpoint? Give its URL first, such as: shipline export runs/digits/best --to models/digits"
         )
+    recipe = dataclasses.replace(build(parser, settings).recipe, **_shorthands(settings))
     checkpoint = open_checkpoint(url)
     module, data = named_by(settings.run_config or trusted_config(checkpoint), checkpoint)
-    artifact = export(
-        checkpoint, settings.recipe.as_dict(), to=settings.to, module=module, data=data, version=settings.version
-    )
+    artifact = export(checkpoint, recipe, to=settings.to, module=module, data=data, version=settings.version)
     show_verdicts(artifact)
 
 
@@ -52,8 +53,30 @@ def export_parser() -> ArgumentParser:
         help="YAML file of the training, which names module and data; default: the one in the run's directory, where "
         "that is on this machine.",
     )
+    parser.add_argument(
+        "--auto",
+        action="store_true",
+        help="Measure every precision and backend; publish the best. Short for --recipe.precision auto",
+    )
+    parser.add_argument(
+        "--budget",
+        type=str | None,
+        default=None,
+        help="What the metric may lose: a share such as 0.5%%, or its own unit. Short for --recipe.max_metric_drop",
+    )
     add_export_options(parser)
     return parser
+
+
+def _shorthands(settings: Namespace) -> dict[str, Any]:
+    """The settings of the recipe that have a short name."""
+    short: dict[str, Any] = {"precision": "auto"} if settings.auto else {}
+    if settings.budget is not None:
+        try:
+            short["max_metric_drop"] = float(settings.budget)
+        except ValueError:
+            short["max_metric_drop"] = settings.budget
+    return short
 
 
 def add_export_options(parser: ArgumentParser) -> None:
@@ -102,11 +125,15 @@ def named_by(config: str, checkpoint: Checkpoint) -> tuple[Callable[..., Any], D
 def show_verdicts(artifact: Artifact) -> None:
     """Print the verdicts of an artifact."""
     manifest = artifact.manifest
-    table = Table(title=f"{manifest.name} version {manifest.version} ({manifest.precision})", title_justify="left")
+    table = Table(
+        title=f"{manifest.name} version {manifest.version} ({manifest.precision} on {manifest.backend})",
+        title_justify="left",
+    )
     for column in ("gate", "", "what was found"):
         table.add_column(column)
     for verdict in manifest.verdicts:
         table.add_row(verdict.gate, "passed" if verdict.passed else "failed", verdict.message)
     console.print(table)
     console.print(f"Published: {artifact}", highlight=False, soft_wrap=True)
-    console.print(f"Report:    {artifact}/{manifest.files['report.html'].key}", highlight=False, soft_wrap=True)
+    if REPORT_HTML in manifest.files:
+        console.print(f"Report:    {artifact}/{manifest.files[REPORT_HTML].key}", highlight=False, soft_wrap=True)

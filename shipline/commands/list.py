@@ -11,7 +11,14 @@ from shipline.config import new_parser, parse
 from shipline.errors import ConfigError, MissingExtraError, nearest
 from shipline.plugins import BUILT_IN, known, load
 
-_PLURALS = {f"{kind.removesuffix('y')}ies" if kind.endswith("y") else f"{kind}s": kind for kind in BUILT_IN}
+
+def _plural(kind: str) -> str:
+    if kind.endswith("y"):
+        return f"{kind.removesuffix('y')}ies"
+    return f"{kind}es" if kind.endswith("s") else f"{kind}s"
+
+
+_PLURALS = {_plural(kind): kind for kind in BUILT_IN}
 
 
 def run(arguments: Sequence[str]) -> None:

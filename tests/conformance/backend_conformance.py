@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from shipline.artifact import ServingSettings
-from shipline.serve.backends.base import Arrays, Backend
+from shipline.backends.base import Arrays, Backend
 
 ROWS = 8
 

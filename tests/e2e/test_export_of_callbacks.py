@@ -16,6 +16,7 @@ from torch import nn
 
 import shipline as sl
 from shipline.artifact import Artifact
+from shipline.export.processor import cuts_sums
 from shipline.train import (
     Callback,
     EMAWeightAveraging,
@@ -134,6 +135,7 @@ def test_training_with_rounding_passes_the_gates_of_int8(tmp_path: Path) -> None
     assert artifact.manifest.metrics["val_acc"] > 0.95
 
 
+@pytest.mark.skipif(cuts_sums(), reason="training rounds weights to 8 bits, and int8 has 7 where sums would be cut")
 def test_training_with_rounding_loses_less_than_rounding_afterwards(tmp_path: Path) -> None:
     """And what it validates is what int8 then does, so that the scheme is the same."""
     lost, kept, validated = [], [], []

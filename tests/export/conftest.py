@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from shipline.export.proof import Proof, prove
 from shipline.train import Run
 from shipline.train.seed import isolate_rng
 
-# How fast a model this small is on a busy machine decides no test, nor how int8 rounds on a processor without VNNI.
+# How fast a model this small is on a busy machine decides no test, nor how int8 rounds.
 LAX: dict[str, Any] = {"min_speedup": 0.0, "max_metric_drop": 0.05}
 
 
@@ -71,3 +73,12 @@ def publish(source: Source, proof: Proof, monkeypatch: pytest.MonkeyPatch) -> Ca
     """Export to a URL, as a version, what was proved already."""
     monkeypatch.setattr(exporter, "prove", lambda *_: proof)
     return lambda url, version=None: exporter.export(source, sl.Recipe(), open_model(url), version)
+
+
+@pytest.fixture
+def command_line(trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The arguments that export the trained network."""
+    monkeypatch.setattr(sys, "path", list(sys.path))  # a configuration's directory is added to it
+    config = tmp_path / "train.yaml"
+    config.write_text("module: {class_path: small_modules.Tiny}\ndata: {class_path: small_modules.Digits}\n")
+    return ["export", trained.checkpoint.url, "--run_config", str(config), "--to", str(tmp_path / "models" / "m")]

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 import shipline as sl
 from shipline.compose import parse_recipe
-from shipline.errors import ConfigError
+from shipline.errors import ConfigError, UnknownNameError
+from shipline.export.passes.float16 import Float16
+from shipline.export.plan import PRECISIONS, plan
+from shipline.export.recipe import AUTO, Precision
 
 
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"precision": "int4"}, "precision='int4'; choose one of float32, int8"),
+        ({"precision": "int4"}, "precision='int4'; choose one of float32, bfloat16, float16, int8,"),
         ({"precision": None}, "precision=None; choose one of"),
-        ({"precision": ["int8"]}, "choose one of float32, int8"),
+        ({"precision": ["int8"]}, "choose one of float32, bfloat16"),
         ({"mode": "lowest"}, "mode='lowest'; choose 'min' or 'max'"),
         *(
             ({name: value}, f"{name}={value!r}; set a whole number from 1 on")
@@ -27,9 +30,15 @@ from shipline.errors import ConfigError
         *(
             ({name: value}, f"{name}={value!r}; set a number from 0 on")
             for name in ("max_metric_drop", "tolerance", "min_speedup")
-            for value in (-0.1, math.nan, math.inf, True, "0.1")
+            for value in (-0.1, math.nan, math.inf, True, "0.1", "-1%", "half")
         ),
         ({"max_metric_drop": None}, "max_metric_drop=None; set a number from 0 on"),
+        ({"tolerance": "0.5%"}, "tolerance='0.5%'; set a number from 0 on"),
+        ({"objective": "fastest"}, "objective='fastest'; choose one of speed, latency, throughput, size"),
+        ({"precision": "bfloat16"}, "onnxruntime has no bfloat16 on a CPU. Set backend='openvino'"),
+        ({"precision": "bfloat16", "backend": "onnxruntime"}, "Set backend='openvino'"),
+        ({"precision": "auto", "passes": (Float16(),)}, "give passes, or let the search choose them"),
+        ({"passes": ("float16",)}, "a str among its passes, which is no shipline.export.Pass"),
     ],
 )
 def test_settings_that_are_refused(settings: dict[str, Any], said: str) -> None:
@@ -40,7 +49,15 @@ def test_settings_that_are_refused(settings: dict[str, Any], said: str) -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"max_metric_drop": 0, "min_speedup": 0, "tolerance": 0}, {"tolerance": None}, {"mode": "min"}],
+    [
+        {},
+        {"max_metric_drop": 0, "min_speedup": 0, "tolerance": 0},
+        {"tolerance": None},
+        {"mode": "min"},
+        {"precision": "bfloat16", "backend": "openvino"},
+        {"precision": "auto", "max_metric_drop": "0.5%"},
+        {"passes": (Float16(),)},
+    ],
 )
 def test_settings_that_are_fine(settings: dict[str, Any]) -> None:
     assert parse_recipe(settings) == sl.Recipe(**settings)
@@ -49,7 +66,7 @@ def test_settings_that_are_fine(settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("max_metric_dorp", "no setting 'max_metric_dorp'. Did you mean 'max_metric_drop'? Known: precision, metric,"),
+        ("max_metric_dorp", "no setting 'max_metric_dorp'. Did you mean 'max_metric_drop'? Known: precision, backend,"),
         ("calibration", "Did you mean 'calibration_rows'?"),
         ("zzz", "no setting 'zzz'. Known: precision"),
     ],
@@ -60,11 +77,15 @@ def test_an_unknown_setting_is_told_the_nearest(name: str, said: str) -> None:
     assert said in str(caught.value)
 
 
+def test_every_precision_has_its_name_in_the_type() -> None:
+    assert {*get_args(Precision)} == {*PRECISIONS, AUTO}
+
+
 def test_a_recipe_may_be_a_recipe_a_mapping_or_a_precision() -> None:
     recipe = sl.Recipe(precision="int8")
     assert parse_recipe(recipe) is recipe
     assert parse_recipe({"precision": "int8"}) == parse_recipe("int8") == recipe
-    with pytest.raises(ConfigError, match="choose one of float32, int8"):
+    with pytest.raises(ConfigError, match="choose one of float32, bfloat16"):
         parse_recipe("int16")
 
 
@@ -76,7 +97,23 @@ def test_a_recipe_may_be_a_recipe_a_mapping_or_a_precision() -> None:
         (sl.Recipe(precision="int8", tolerance=0.3), "int8", 0.3),
         (sl.Recipe(precision="int8", tolerance=0.3), "float32", 1e-4),  # what it is compared with
         (sl.Recipe(tolerance=0.0), "float32", 0.0),
+        (sl.Recipe(precision="auto", tolerance=0.3), "float32", 1e-4),
+        (sl.Recipe(precision="auto", tolerance=0.3), "int8", 0.3),
     ],
 )
 def test_the_tolerance_is_that_of_the_precision(recipe: sl.Recipe, precision: str, allowed: float) -> None:
-    assert recipe.allowed_difference(precision) == allowed
+    assert recipe.allowed_difference(plan(precision, "onnxruntime")) == allowed
+
+
+@pytest.mark.parametrize(
+    ("set_to", "trained", "allowed"), [(0.01, 0.5, 0.01), ("0.5%", 0.8, 0.004), ("2 %", -3.0, 0.06)]
+)
+def test_a_budget_is_in_the_metrics_own_unit_or_a_share_of_it(
+    set_to: float | str, trained: float, allowed: float
+) -> None:
+    assert sl.Recipe(max_metric_drop=set_to).allowed_drop(trained) == pytest.approx(allowed)
+
+
+def test_an_unknown_backend_is_told_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match=r"Unknown backend 'openvin'\. Did you mean 'openvino'\?"):
+        sl.Recipe(backend="openvin")

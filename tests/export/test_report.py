@@ -78,7 +78,7 @@ def test_the_page_shows_what_the_json_says(artifacts: dict[str, Artifact], conte
     page = Page(artifacts["int8"].read("report.html"))
     for verdict in content["candidates"][1]["verdicts"]:
         assert verdict["message"] in page.text
-    assert "int8 (published)" in page.text
+    assert "int8 on onnxruntime (published)" in page.text
     assert f"{content['candidates'][0]['bytes']:,}" in page.text
     assert f"{content['candidates'][1]['metrics']['val_acc']:.4f}" in page.text
     assert content["lineage"]["checkpoint_digest"] in page.text

@@ -23,13 +23,15 @@ import shipline as sl
 from shipline.artifact import Model, open_model
 from shipline.checkpoint import open_checkpoint
 from shipline.compose import evaluator
-from shipline.export import Source, exporter, gates, proof, quantize
+from shipline.export import Source, candidate, exporter, gates, trained
+from shipline.export.passes import static_int8
+from shipline.export.proof import Proof
 from shipline.store import Publication
 
 PROVING: dict[str, tuple[Any, str]] = {
-    "rebuild": (proof, "rebuild"),
-    "convert": (proof, "to_onnx"),
-    "quantise": (quantize, "quantize_static"),
+    "rebuild": (trained, "rebuild"),
+    "convert": (candidate, "to_onnx"),
+    "quantise": (static_int8, "quantize_static"),
     "prove": (gates, "batch_invariance"),
     "report": (exporter.report, "describe"),
 }
@@ -65,18 +67,18 @@ def source_of(checkpoint: str) -> Source:
     return Source(open_checkpoint(checkpoint), Tiny, evaluator(Digits()))
 
 
-def prove(source: Source) -> proof.Proof:
+def prove(source: Source) -> Proof:
     return exporter.prove(source, LAX)
 
 
-def publish(source: Source, proved: proof.Proof | None, url: str) -> None:
+def publish(source: Source, proved: Proof | None, url: str) -> None:
     """Export; without proving, where that was done."""
     if proved is not None:
         exporter.prove = lambda *_: proved
     exporter.export(source, LAX, open_model(url))
 
 
-def forked(source: Source, proved: proof.Proof, url: str, phase: str) -> int:
+def forked(source: Source, proved: Proof, url: str, phase: str) -> int:
     """Return the id of a process that exports and dies."""
     if pid := os.fork():
         return pid

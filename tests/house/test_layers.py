@@ -11,21 +11,25 @@ from helpers import ROOT
 
 FOLDERS = {"shipline": "shipline", "train": "shipline.train", "export": "shipline.export", "serve": "shipline.serve"}
 PARTS = ("shipline.train", "shipline.export", "shipline.serve")
-ML = ("torch", "ray", "onnx", "onnxruntime", "onnxscript")
+ML = ("torch", "ray", "onnx", "onnxruntime", "onnxscript", "openvino")
 WEB = ("fastapi", "starlette", "uvicorn")
 
 # package -> what none of its modules may import, but for the modules named with it
 FORBIDDEN: dict[str, dict[str, tuple[str, ...]]] = {
     "shipline": {
         **dict.fromkeys((*ML, *WEB), ()),
+        "onnxruntime": ("shipline.backends.onnx",),
+        "openvino": ("shipline.backends.openvino",),
         **dict.fromkeys(PARTS, ("shipline", "shipline.compose", "shipline.commands")),
     },
     "train": {
-        **dict.fromkeys(("onnx", "onnxruntime", "onnxscript", *WEB, "shipline.export", "shipline.serve"), ()),
+        **dict.fromkeys(
+            ("onnx", "onnxruntime", "onnxscript", "openvino", *WEB, "shipline.export", "shipline.serve"), ()
+        ),
         "ray": ("shipline.train.launcher",),
     },
-    "export": dict.fromkeys(("ray", *WEB, "shipline.train", "shipline.serve"), ()),
-    "serve": dict.fromkeys(("torch", "ray", "onnx", "onnxscript", "shipline.train", "shipline.export"), ()),
+    "export": dict.fromkeys(("ray", "openvino", *WEB, "shipline.train", "shipline.serve"), ()),
+    "serve": dict.fromkeys((*ML, "shipline.train", "shipline.export"), ()),
 }
 # The command line and what it is made of may know the parts, but only inside the function that runs a command.
 LAZY = ("shipline.compose", "shipline.commands")

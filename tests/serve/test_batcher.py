@@ -16,8 +16,8 @@ from doubles import POISON, IdentityBackend, PoisonError, RecordedStats
 from hypothesis import given, settings, strategies as st
 
 from shipline.artifact import ServingSettings
-from shipline.serve.backends.base import Arrays
-from shipline.serve.backends.onnx import OnnxBackend
+from shipline.backends.base import Arrays
+from shipline.backends.onnx import OnnxBackend
 from shipline.serve.batcher import Batcher, Run
 from shipline.serve.errors import RequestError
 

@@ -17,9 +17,9 @@ from helpers import free_port
 from serving import ROWS, TABLE, check_works, publish_all, publish_identity, register_double, web
 
 from shipline.artifact import GOLDEN, GOLDEN_TENSORS, PROCESSING, Artifact, ArtifactManifest
+from shipline.backends.onnx import OnnxBackend
 from shipline.errors import IntegrityError, NotFoundError, SchemaError, ServingError, ShiplineError, SignatureError
 from shipline.processing import Columns, Labels, Processing, Softmax
-from shipline.serve.backends.onnx import OnnxBackend
 from shipline.serve.metrics import Metrics
 from shipline.serve.model import ServedModel
 from shipline.serve.server import BackgroundServer, Serving

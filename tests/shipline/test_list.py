@@ -10,7 +10,7 @@ from shipline.plugins import BUILT_IN, load
 
 PLURALS = {
     "accelerator": "accelerators", "backend": "backends", "callback": "callbacks", "logger": "loggers",
-    "precision": "precisions", "profiler": "profilers", "step": "steps", "strategy": "strategies",
+    "pass": "passes", "precision": "precisions", "profiler": "profilers", "step": "steps", "strategy": "strategies",
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from typing import Self
 import numpy as np
 
 from shipline.artifact import ServingSettings
-from shipline.serve.backends.base import Arrays, Backend
+from shipline.backends.base import Arrays, Backend
 from shipline.serve.batcher import BatcherStats
 
 POISON = -1.0

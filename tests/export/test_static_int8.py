@@ -13,9 +13,9 @@ from small_modules import record
 from torch import nn
 
 from shipline.artifact import ServingSettings
-from shipline.errors import GateError
 from shipline.export.convert import to_onnx
-from shipline.export.quantize import to_int8
+from shipline.export.passes.base import Material
+from shipline.export.passes.static_int8 import StaticInt8
 from shipline.export.rows import Rows
 from shipline.export.runtime import Runtime
 from shipline.export.signature import signature_of
@@ -89,7 +89,8 @@ def inputs_of(module: Net, rows: int, seed: int = 0) -> dict[str, Tensor]:
 def quantised(module: Net) -> tuple[bytes, Rows, Signature]:
     rows = record(module, inputs_of(module, 64))
     signature = signature_of(module, rows)
-    return to_int8(to_onnx(module, rows, signature), rows, signature), rows, signature
+    material = Material(signature, lambda: rows.inputs)
+    return StaticInt8().apply(to_onnx(module, rows, signature), material), rows, signature
 
 
 KINDS = [Logits, EndsInRelu, EndsInClip, EndsInSoftmax, Several, Words]
@@ -129,7 +130,8 @@ def test_answers_beyond_the_calibrated_range_are_not_clipped(kind: type[Net]) ->
         module.line.weight.abs_()
     rows = record(module, {"x": batch(64)})
     signature = signature_of(module, rows)
-    runtime = Runtime(to_int8(to_onnx(module, rows, signature), rows, signature), ServingSettings())
+    small = StaticInt8().apply(to_onnx(module, rows, signature), Material(signature, lambda: rows.inputs))
+    runtime = Runtime(small, ServingSettings())
     largest = rows.outputs[0].max()
     bright = runtime.run({"x": np.ones((1, 1, 4, 4), np.float32)})[0]
     with torch.no_grad():
@@ -174,12 +176,6 @@ def test_static_int8_answers_a_row_exactly_alike_in_any_company(kind: type[Net])
 
 def test_the_same_rows_give_the_same_bytes() -> None:
     assert quantised(Several())[0] == quantised(Several())[0]
-
-
-def test_what_is_no_graph_cannot_be_quantised() -> None:
-    rows = record(Logits(), {"x": batch(2)})
-    with pytest.raises(GateError, match=r"cannot be quantised to int8, so nothing was published: .* Use precision: f"):
-        to_int8(b"no graph", rows, signature_of(Logits(), rows))
 
 
 def test_quantising_leaves_no_file(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

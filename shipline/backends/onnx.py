@@ -7,8 +7,8 @@ from typing import Self
 import onnxruntime
 
 from shipline.artifact import ServingSettings
-from shipline.serve.backends.base import Arrays, Backend
-from shipline.serve.cores import cores
+from shipline.backends.base import Arrays, Backend
+from shipline.backends.cores import cores
 
 
 class OnnxBackend(Backend):

@@ -17,8 +17,9 @@ from helpers import ROOT
 
 from shipline import plugins
 from shipline.artifact import ServingSettings
+from shipline.backends.onnx import OnnxBackend
+from shipline.backends.openvino import OpenVinoBackend
 from shipline.errors import UnknownNameError
-from shipline.serve.backends.onnx import OnnxBackend
 
 
 class TestIdentity(BackendConformance):
@@ -45,6 +46,33 @@ class TestOnnx(BackendConformance):
     def case(self, request: pytest.FixtureRequest) -> Case:
         graph: artifacts.Graph = getattr(artifacts, request.param)()
         return Case(graph.model, INPUTS[request.param], graph.function, POISON_INPUTS[request.param])
+
+
+class TestOpenVino(BackendConformance):
+    """The same graphs; an index beyond the table is no error here, a number beyond 32 bits is."""
+
+    backend_class = OpenVinoBackend
+
+    @pytest.fixture(params=["linear", "masked", "lookup"])
+    def case(self, request: pytest.FixtureRequest) -> Case:
+        graph: artifacts.Graph = getattr(artifacts, request.param)()
+        own = {
+            "masked": lambda rows: {**INPUTS["masked"](rows), "ids": RANDOM.integers(-(1 << 31), 1 << 31, (rows, 3))},
+        }
+        poison = {
+            "masked": {"ids": np.array([[1 << 31, 0, 0]]), "keep": np.ones((1, 3), bool)},
+            "lookup": {"index": np.zeros((2, 2, 2))},
+        }
+        inputs = own.get(request.param, INPUTS[request.param])
+        return Case(graph.model, inputs, graph.function, (POISON_INPUTS | poison)[request.param])
+
+
+@pytest.mark.parametrize("number", [1 << 31, -(1 << 31) - 1, 1 << 40])
+def test_openvino_refuses_numbers_that_it_would_cut(number: int) -> None:
+    """It would answer for another number, and not say so."""
+    backend = OpenVinoBackend.load(artifacts.masked().model, ServingSettings())
+    with pytest.raises(OverflowError, match=f"'ids' holds {number}; OpenVINO computes whole numbers in 32 bits"):
+        backend.run({"ids": np.array([[number, 0, 0]]), "keep": np.ones((1, 3), bool)})
 
 
 RANDOM = np.random.default_rng(0)
@@ -92,16 +120,18 @@ def test_threads_are_those_of_the_artifact_but_not_more_than_the_machine_has(mon
     assert seen == [1, 2, 2]
 
 
-def test_onnxruntime_gets_no_chance_to_report_home(tmp_path: Path) -> None:
-    """It decides when it is imported; importing the backend must have said no before."""
+@pytest.mark.parametrize("backend", ["onnx:OnnxBackend", "openvino:OpenVinoBackend"])
+def test_no_runtime_gets_a_chance_to_report_home(tmp_path: Path, backend: str) -> None:
+    """Both would when they are imported; importing the backend must have said no before."""
+    module, name = backend.split(":")
     environment = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
     code = f"""
 import sys
 sys.path.insert(0, {str(ROOT / "tests/support")!r})
 import artifacts
-from shipline.serve.backends.onnx import OnnxBackend
+from shipline.backends.{module} import {name}
 from shipline.artifact import ServingSettings
-OnnxBackend.load(artifacts.linear().model, ServingSettings())
+{name}.load(artifacts.linear().model, ServingSettings())
 """
     subprocess.run([sys.executable, "-c", code], env=environment, check=True, timeout=60)
     assert list(tmp_path.rglob("*")) == []

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from shipline.serve import cores as module
-from shipline.serve.cores import cores
+from shipline.backends import cores as module
+from shipline.backends.cores import cores
 
 
 @pytest.mark.parametrize(

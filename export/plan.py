@@ -1,0 +1,93 @@
+"""Ways from the float32 graph to what is served: those that a precision's name stands for, and those worth a search."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from shipline.artifact import ServingSettings
+from shipline.export.passes.base import Pass
+from shipline.export.processor import cuts_sums
+from shipline.plugins import load
+
+FLOAT32, BFLOAT16 = "float32", "bfloat16"
+
+# The largest allowed difference from the trained module, in parts of the largest value that an output takes.
+TOLERANCE = {FLOAT32: 1e-4, BFLOAT16: 2e-2}
+
+# A row alone and among others: sums are taken in another order, which shows in the last digits of what holds them.
+INVARIANCE = {FLOAT32: 1e-4, BFLOAT16: 1e-2, "float16": 1e-2}
+
+#: Precision -> the passes it stands for, by name, with their settings.
+PRECISIONS: dict[str, dict[str, dict[str, Any]]] = {
+    FLOAT32: {},
+    BFLOAT16: {},
+    "float16": {"float16": {}},
+    "int8": {"static-int8": {}},
+    "int8-portable": {"static-int8": {"reduce_range": True}},
+    "int8-dynamic": {"dynamic-int8": {}},
+    "int8-weights": {"weights-only": {}},
+}
+
+# What a search tries on each backend, where that is installed.
+SEARCHED = {
+    "onnxruntime": (FLOAT32, "int8", "int8-portable", "int8-dynamic", "int8-weights", "float16"),
+    "openvino": (FLOAT32, BFLOAT16, "int8", "int8-portable"),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One way.
+
+    Args:
+        precision: what the result is called.
+        backend: what runs it.
+        passes: what the float32 graph goes through, in order.
+    """
+
+    precision: str
+    backend: str
+    passes: tuple[Pass, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.precision} on {self.backend}"
+
+    @property
+    def compute(self) -> Literal["float32", "bfloat16"]:
+        """What the backend is told to compute in."""
+        return "bfloat16" if self.precision == BFLOAT16 else "float32"
+
+    @property
+    def tolerance(self) -> float:
+        """The allowed difference from the trained module, in parts of an output's largest value."""
+        return max([TOLERANCE[self.compute], *(each.tolerance for each in self.passes)])
+
+    @property
+    def invariance(self) -> float:
+        """The allowed difference between a row's answers alone and among others."""
+        return INVARIANCE.get(self.precision, INVARIANCE[self.compute])
+
+    def serving(self, max_batch_size: int) -> ServingSettings:
+        """Return the settings that the artifact carries."""
+        return ServingSettings(max_batch_size=max_batch_size, compute=self.compute)
+
+
+BASELINE = Plan(FLOAT32, "onnxruntime")
+
+
+def plan(precision: str, backend: str, passes: Sequence[Pass] = ()) -> Plan:
+    """Return the plan for a precision; passes that are given take the place of its own."""
+    made = tuple(passes) or tuple(load("pass", name)(**settings) for name, settings in PRECISIONS[precision].items())
+    return Plan(made[-1].precision if passes else precision, backend, made)
+
+
+def searched(backend: str | None) -> list[Plan]:
+    """Return what a search tries, besides the baseline: on one backend, or on each that is installed."""
+    backends = [backend] if backend else [name for name in SEARCHED if importlib.util.find_spec(name)]
+    plans = [plan(precision, name) for name in backends for precision in SEARCHED.get(name, (FLOAT32,))]
+    if cuts_sums():  # then int8 is portable already
+        plans = [each for each in plans if each.precision != "int8-portable"]
+    return [each for each in plans if each != BASELINE]

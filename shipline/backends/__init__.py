@@ -1,0 +1,11 @@
+"""What runs a graph: the same class proves it at export and serves it.
+
+A new backend is one module, one class, one line in `shipline/plugins.py`. Each imports its own runtime, and nobody
+imports a backend but through the plug-ins: `import shipline` stays small.
+"""
+
+import os
+
+# onnxruntime records the path of the program and an id of the machine, and knows an address to send them to. It decides
+# when it is imported, so this stands before any import of it.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

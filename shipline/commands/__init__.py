@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import keyword
 import sys
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ from shipline.store import redact
 COMMANDS = {
     "train": "train a module: a checkpoint from a module and data",
     "export": "publish a checkpoint as an artifact, if it is proved equal to what was trained",
+    "import": "publish an ONNX file from elsewhere",
     "serve": "answer predictions over HTTP",
     "predict": "ask a server",
     "inspect": "show what a repository, a model or a version holds",
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     try:
         with as_it_was():
-            importlib.import_module(f"shipline.commands.{command}").run(rest)
+            importlib.import_module(f"shipline.commands.{_module_of(command)}").run(rest)
     except ShiplineError as error:
         return _fail(f"shipline {command}: {error}", error.exit_code)
     except ModuleNotFoundError as error:
@@ -50,6 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _module_of(command: str) -> str:
+    """Python keeps some names for itself."""
+    return f"{command}_" if keyword.iskeyword(command) else command
 
 
 def _help() -> str:

@@ -1,0 +1,195 @@
+"""An ONNX file from elsewhere, as an artifact: a start with serving, before anything is trained here."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import onnx
+import safetensors
+import safetensors.numpy
+import torch
+
+from shipline.artifact import REPORT_JSON, Artifact, ArtifactManifest, Model, ServingSettings, Verdict
+from shipline.errors import ConfigError, GateError, SignatureError
+from shipline.export import gates, report
+from shipline.export.exporter import refuse_failed
+from shipline.export.golden import from_rows
+from shipline.export.plan import BASELINE
+from shipline.export.publish import MODEL_FILE, Content, check_version, publish
+from shipline.export.rows import Arrays, Rows
+from shipline.export.runtime import Runtime
+from shipline.signature import DYNAMIC, Signature, TensorSpec
+
+IMPORTED = "imported"
+MADE_UP_ROWS = 8
+
+
+def import_onnx(
+    data: bytes, model: Model, *, golden: bytes | None = None, version: str | None = None, max_batch_size: int = 32
+) -> Artifact:
+    """Publish an ONNX file as a new version of a model.
+
+    With rows and right answers, it must give those; with rows alone, or none (then numbers are made up), its answers on
+    this machine become the golden ones. In any case a row's answer must not depend on its batch-mates.
+
+    Args:
+        data: the file, with its weights inside.
+        model: where to publish.
+        golden: a safetensors file: rows by input name; and by output name the right answers, where they are known.
+        version: a number; default: one more than the newest.
+        max_batch_size: the largest batch that is tried, and that servers make.
+
+    Raises:
+        GateError: it cannot be loaded or run, or answers otherwise; nothing was published.
+        SignatureError: its inputs or outputs have no batch dimension, or the rows do not fit them.
+    """
+    check_version(model, version)
+    graph = _parsed(data)
+    specs = _free_batch(graph)
+    settings = ServingSettings(max_batch_size=max_batch_size)
+    changed = bytes(graph.SerializeToString())
+    runtime = Runtime(changed, settings)
+    inputs, answers = _rows(golden, specs)
+    signature = Signature(inputs=specs, outputs=_outputs(graph, runtime, inputs))
+    _check_names(inputs, answers, signature)
+    rows = _recorded(runtime, inputs, answers, signature)
+    verdicts = _verdicts(runtime, rows, signature, max_batch_size, proved=bool(answers), made_up=golden is None)
+    refuse_failed(model.name, verdicts)
+    tolerance = {name: scale * BASELINE.tolerance for name, scale in gates.scales(rows, signature).items()}
+    manifest = ArtifactManifest(
+        name=model.name, version="0", backend="onnxruntime", model_file=MODEL_FILE, precision=IMPORTED,
+        signature=signature, verdicts=verdicts, serving=settings, tolerance=tolerance,
+    )  # fmt: skip
+    golden_files = from_rows(rows, signature, len(rows), 0).files()
+    return publish(model, version, partial(_content, manifest, {MODEL_FILE: changed, **golden_files}))
+
+
+def _content(manifest: ArtifactManifest, files: dict[str, bytes], version: str) -> Content:
+    numbered = manifest.model_copy(update={"version": version})
+    said = {
+        "schema_version": 1,
+        **numbered.model_dump(mode="json", include={"name", "version", "precision", "verdicts"}),
+    }
+    return numbered, files | {REPORT_JSON: report.to_json(said)}
+
+
+def _parsed(data: bytes) -> onnx.ModelProto:
+    try:
+        graph = onnx.load_from_string(data)
+        outside = [tensor.name for tensor in graph.graph.initializer if tensor.data_location == tensor.EXTERNAL]
+        if not outside:
+            onnx.checker.check_model(graph)
+    except Exception as error:  # protobuf's and the checker's own types
+        raise GateError(f"This is no ONNX file that can be served: {str(error).strip()[:500]}") from error
+    if outside:
+        raise GateError(
+            f"The file keeps {len(outside)} of its weights in other files, {outside[0]!r} first. Nothing outside is "
+            "read: save it with onnx.save(model, path, save_as_external_data=False)."
+        )
+    return graph
+
+
+def _free_batch(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
+    """Let the first dimension of inputs and outputs be of any size, and return what goes in."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in weights]
+    for value in (*inputs, *model.graph.output):
+        shape = value.type.tensor_type.shape
+        if not value.type.HasField("tensor_type") or (value in inputs and not shape.dim):
+            raise SignatureError(
+                f"{value.name!r} has no batch dimension; a server puts rows together along the first one."
+            )
+        if shape.dim and not shape.dim[0].dim_param:
+            shape.dim[0].dim_param = "batch"
+    if any(
+        dim.HasField("dim_value") for value in model.graph.value_info for dim in value.type.tensor_type.shape.dim[:1]
+    ):
+        model.graph.ClearField("value_info")  # which may say what the batch was
+    return tuple(
+        TensorSpec(name=value.name, dtype=_dtype(value), shape=(DYNAMIC, *_sizes(value)[1:])) for value in inputs
+    )
+
+
+def _dtype(value: onnx.ValueInfoProto) -> str:
+    return str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)).name)
+
+
+def _sizes(value: onnx.ValueInfoProto) -> list[int]:
+    dims = value.type.tensor_type.shape.dim
+    return [dim.dim_value if dim.HasField("dim_value") and dim.dim_value > 0 else DYNAMIC for dim in dims]
+
+
+def _rows(golden: bytes | None, specs: tuple[TensorSpec, ...]) -> tuple[Arrays, Arrays]:
+    """Return the rows, made up where there are none, and the answers that are known to be right."""
+    if golden is None:
+        return {spec.name: _made_up(spec) for spec in specs}, {}
+    try:
+        arrays = safetensors.numpy.load(golden)
+    except (ValueError, safetensors.SafetensorError) as error:
+        raise ConfigError(f"The golden rows are no safetensors file: {error}.") from error
+    if missing := [spec.name for spec in specs if spec.name not in arrays]:
+        raise SignatureError(f"The golden rows have {', '.join(arrays) or 'nothing'}, but no {', '.join(missing)}.")
+    rows = {spec.name: arrays.pop(spec.name) for spec in specs}
+    for spec in specs:
+        spec.check(rows[spec.name])
+    return rows, arrays
+
+
+def _made_up(spec: TensorSpec) -> np.ndarray:
+    if DYNAMIC in spec.shape[1:]:
+        raise SignatureError(
+            f"{spec.name!r} has the shape {list(spec.shape)}: how large is a row? Give some, as a "
+            "safetensors file: --golden"
+        )
+    shape, dtype = (MADE_UP_ROWS, *spec.shape[1:]), np.dtype(spec.dtype)
+    generator = np.random.default_rng(0)
+    if dtype.kind == "f":
+        return generator.standard_normal(shape).astype(dtype)
+    return generator.integers(0, 2, shape).astype(dtype)
+
+
+def _outputs(model: onnx.ModelProto, runtime: Runtime, inputs: Arrays) -> tuple[TensorSpec, ...]:
+    """Return what comes out, as two rows show it."""
+    two = {name: np.resize(array[:2], (2, *array.shape[1:])) for name, array in inputs.items()}
+    specs = []
+    for value, array in zip(model.graph.output, runtime.run(two), strict=True):
+        if array.ndim == 0 or len(array) != 2:
+            raise SignatureError(
+                f"Two rows gave {value.name!r} of shape {list(array.shape)}; its first dimension must be the batch. "
+                "A graph that was exported for one size keeps it: export it with a dynamic batch."
+            )
+        said = _sizes(value)[1:] or array.shape[1:]
+        specs.append(TensorSpec(name=value.name, dtype=array.dtype.name, shape=(DYNAMIC, *said)))
+    return tuple(specs)
+
+
+def _check_names(inputs: Arrays, answers: Arrays, signature: Signature) -> None:
+    """Raise SignatureError unless the answers are for exactly these outputs, one for each row."""
+    if answers:
+        signature.check_outputs(answers)
+    counts = {name: len(array) for name, array in {**inputs, **answers}.items()}
+    if len(set(counts.values())) != 1 or 0 in counts.values():
+        raise SignatureError(
+            f"The golden arrays must have one and the same number of rows, at least one; found {counts}."
+        )
+
+
+def _recorded(runtime: Runtime, inputs: Arrays, answers: Arrays, signature: Signature) -> Rows:
+    count = len(next(iter(inputs.values())))
+    outputs = [answers[spec.name] for spec in signature.outputs] if answers else runtime.run(inputs)
+    rows = Rows(count)
+    tensors = {name: torch.from_numpy(array.copy()) for name, array in inputs.items()}
+    rows.add(tensors, [torch.from_numpy(array.copy()) for array in outputs])
+    return rows
+
+
+def _verdicts(
+    runtime: Runtime, rows: Rows, signature: Signature, largest: int, *, proved: bool, made_up: bool
+) -> list[Verdict]:
+    same, _ = gates.parity(runtime, rows, signature, largest, BASELINE.tolerance)
+    if not proved:
+        source = "made-up rows" if made_up else "the given rows"
+        text = f"nobody said what is right: the answers to {source} are the file's own; {same.message}"
+        same = same.model_copy(update={"message": text})
+    return [same, gates.batch_invariance(runtime, rows, signature, largest, BASELINE.invariance)]

@@ -64,7 +64,10 @@ def _trade_plot(content: dict[str, Any]) -> Figure:
         for candidate, colour in shown:
             at = (place(candidate), candidate["metrics"][name])
             axes.scatter(*at, s=70, color=colour, edgecolor=INK, zorder=3)
-            axes.annotate(candidate["name"], at, xytext=(8, 6), textcoords="offset points", color=INK, fontsize=8)
+            text = candidate["name"].replace(" on ", "\non ")
+            axes.annotate(
+                text, at, xytext=(0, 7), textcoords="offset points", ha="center", va="bottom", color=INK, fontsize=8
+            )
         axes.axhline(
             content["trained"]["metrics"][name], color=INK, linewidth=1, linestyle="--", label="trained module"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser, Namespace
 from rich.table import Table
 
-from shipline.artifact import REPORT_HTML, Artifact
+from shipline.artifact import REPORT_HTML, REPORT_JSON, Artifact
 from shipline.checkpoint import Checkpoint, open_checkpoint
 from shipline.commands.console import console, split_positional
 from shipline.commands.links import check_links
@@ -38,6 +39,8 @@ def run(arguments: Sequence[str]) -> None:
     checkpoint = open_checkpoint(url)
     module, data = named_by(settings.run_config or trusted_config(checkpoint), checkpoint)
     artifact = export(checkpoint, recipe, to=settings.to, module=module, data=data, version=settings.version)
+    if recipe.searches:
+        show_candidates(artifact)
     show_verdicts(artifact)
 
 
@@ -120,6 +123,33 @@ def named_by(config: str, checkpoint: Checkpoint) -> tuple[Callable[..., Any], D
     check_links(settings, sources)
     objects = build(parser, settings)
     return same_again(objects.module, checkpoint), as_data(objects.module, objects.data)
+
+
+def show_candidates(artifact: Artifact) -> None:
+    """Print what a search has measured."""
+    report = json.loads(artifact.read(REPORT_JSON))
+    metric = report["metric"]["name"]
+    table = Table(title="What was measured", title_justify="left")
+    for column in ("candidate", metric, "bytes", "ms a batch", "outcome"):
+        table.add_column(column)
+    for each in report["candidates"]:
+        score = f"{each['metrics'][metric]:.6g}" if metric in each["metrics"] else ""
+        taken = ", ".join(f"{latency['median_ms']:.3g} of {latency['batch']}" for latency in each["latency"])
+        table.add_row(each["name"], score, f"{each['bytes']:,}", taken, _outcome(each))
+    console.print(table)
+    for line in report["refused"]:
+        console.print(line, highlight=False)
+
+
+def _outcome(candidate: dict[str, Any]) -> str:
+    failed = [verdict for verdict in candidate["verdicts"] if not verdict["passed"]]
+    if candidate["chosen"]:
+        return "published"
+    if candidate["left_out"]:
+        return f"not judged: {candidate['left_out']}"
+    if failed:
+        return f"failed {failed[0]['gate']}: {failed[0]['message']}"
+    return "passed"
 
 
 def show_verdicts(artifact: Artifact) -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import artifacts
 import pytest
 from helpers import ROOT, free_port
 from test_line import SHIPLINE, run, serving
@@ -38,9 +39,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the examples, in which the README's training and export were run."""
     where = tmp_path_factory.mktemp("readme")
     (where / "examples").symlink_to(ROOT / "examples")
-    train, export, inspect, *_ = commands("shipline train")
+    (where / "theirs.onnx").write_bytes(artifacts.linear().model)
+    train, export, auto, foreign, inspect, *_ = commands("shipline train")
     # The latency of a tiny graph must not decide on a busy machine.
-    for line in (train, f"{export} --recipe.min_speedup 0", inspect):
+    for line in (train, f"{export} --recipe.min_speedup 0", auto, foreign, inspect):
         run(*line.split()[1:], cwd=where)
     return where
 
@@ -55,6 +57,8 @@ def test_the_commands_are_all_there_are() -> None:
     assert [line.split()[1] for line in commands("shipline train")] == [
         "train",
         "export",
+        "export",
+        "import",
         "inspect",
         "serve",
         "predict",
@@ -78,7 +82,7 @@ def test_the_curl_lines(server: str, workplace: Path) -> None:
     logits = json.loads(infer)["outputs"][0]["data"]
     assert logits.index(max(logits)) == 7
     assert json.loads(metadata)["parameters"]["lineage"]["seed"] == 0
-    assert 'shipline_model_ready{model="digits",version="1"} 1.0' in metrics
+    assert 'shipline_model_ready{model="digits",version="2"} 1.0' in metrics
 
 
 def test_the_predict_line(server: str, workplace: Path) -> None:

@@ -163,3 +163,6 @@ def test_auto_on_the_command_line(
     assert content["recipe"]["max_metric_drop"] == "0.5%"
     said = re.sub(r"\s+", " ", capsys.readouterr().out)
     assert "(float32 on openvino)" in said
+    assert "What was measured" in said
+    assert "published" in said
+    assert "failed latency:" in said

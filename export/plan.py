@@ -28,13 +28,14 @@ PRECISIONS: dict[str, dict[str, dict[str, Any]]] = {
     "int8": {"static-int8": {}},
     "int8-portable": {"static-int8": {"reduce_range": True}},
     "int8-dynamic": {"dynamic-int8": {}},
-    "int8-weights": {"weights-only": {}},
+    "int8-weights": {"weights-int8": {}},
+    "int4-weights": {"weights-int4": {}},
 }
 
 # What a search tries on each backend, where that is installed.
 SEARCHED = {
-    "onnxruntime": (FLOAT32, "int8", "int8-portable", "int8-dynamic", "int8-weights", "float16"),
-    "openvino": (FLOAT32, BFLOAT16, "int8", "int8-portable"),
+    "onnxruntime": (FLOAT32, "int8", "int8-portable", "int8-dynamic", "int8-weights", "int4-weights", "float16"),
+    "openvino": (FLOAT32, BFLOAT16, "int8", "int8-portable", "int8-weights"),
 }
 
 

@@ -88,7 +88,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "dynamic-int8": "shipline.export.passes.dynamic_int8:DynamicInt8",
         "float16": "shipline.export.passes.float16:Float16",
         "static-int8": "shipline.export.passes.static_int8:StaticInt8",
-        "weights-only": "shipline.export.passes.weights_only:WeightsOnly",
+        "weights-int4": "shipline.export.passes.weights_int4:WeightsInt4",
+        "weights-int8": "shipline.export.passes.weights_int8:WeightsInt8",
     },
     "precision": {
         "32-true": "shipline.train.precision.base:Precision",

@@ -25,7 +25,8 @@ from shipline.export.passes.base import Material, Pass
 from shipline.export.passes.dynamic_int8 import DynamicInt8
 from shipline.export.passes.float16 import Float16
 from shipline.export.passes.static_int8 import StaticInt8
-from shipline.export.passes.weights_only import WeightsOnly
+from shipline.export.passes.weights_int4 import WeightsInt4
+from shipline.export.passes.weights_int8 import WeightsInt8
 from shipline.export.rows import Rows
 from shipline.export.runtime import Runtime
 from shipline.export.signature import signature_of
@@ -100,19 +101,25 @@ class TestFloat16(OnGraphs):
         return Float16()
 
 
-class TestWeightsOnly(PassConformance):
+class TestWeightsInt8(OnGraphs):
+    @pytest.fixture
+    def made(self) -> Pass:
+        return WeightsInt8()
+
+
+class TestWeightsInt4(PassConformance):
     @pytest.fixture
     def case(self) -> tuple[bytes, Material]:
         return graph_of(Products)
 
     @pytest.fixture
     def made(self) -> Pass:
-        return WeightsOnly()
+        return WeightsInt4()
 
 
 def test_every_pass_that_has_a_name_is_tested_here() -> None:
     classes = {plugins.load("pass", name) for name in plugins.known("pass")}
-    assert classes == {StaticInt8, DynamicInt8, Float16, WeightsOnly}
+    assert classes == {StaticInt8, DynamicInt8, Float16, WeightsInt4, WeightsInt8}
 
 
 @pytest.mark.parametrize("method", ["minmax", "entropy", "percentile"])
@@ -143,8 +150,8 @@ def test_nodes_and_operators_can_stay_float() -> None:
     ("make", "said"),
     [
         (lambda: StaticInt8(calibration="mean"), "calibration='mean'; choose one of minmax, entropy, percentile"),
-        (lambda: WeightsOnly(bits=3), "bits=3, block_size=32; bits are 4 or 8"),
-        (lambda: WeightsOnly(block_size=7), "block_size=7"),
+        (lambda: WeightsInt4(block_size=7), "block_size=7; it is 16, 32"),
+        (lambda: WeightsInt8(least=0), "least=0; set a whole number from 1 on"),
     ],
 )
 def test_settings_that_are_refused(make: Any, said: str) -> None:
@@ -152,13 +159,42 @@ def test_settings_that_are_refused(make: Any, said: str) -> None:
         make()
 
 
-def test_weights_that_are_in_no_product_cannot_be_packed() -> None:
+@pytest.mark.parametrize(
+    ("made", "said"),
+    [(WeightsInt4(), "no product with a matrix of weights"), (WeightsInt8(), "no weights of 1024 numbers or more")],
+)
+def test_a_graph_without_weights_is_refused(made: Pass, said: str) -> None:
     class Adds(nn.Module):
         def forward(self, x: torch.Tensor) -> Any:
             return x + 1
 
-    with pytest.raises(GateError, match=r"int8 in its weights, so nothing was published: .* no product with a matrix"):
-        WeightsOnly().apply(*graph_of(Adds))
+    with pytest.raises(GateError, match=f"weights, so nothing was published: .* {said}"):
+        made.apply(*graph_of(Adds))
+
+
+class Embeds(nn.Module):
+    """An embedding, and one that is used twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places = nn.Embedding(17, 64), nn.Embedding(64, 64)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        ids = (x * 16).long()
+        found = self.words(ids) + self.places(ids) + self.places(ids + 1)
+        return found.mean(1)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_embeddings_are_small_too_and_shared_weights_stay(backend: str) -> None:
+    model, material = graph_of(Embeds)
+    small = WeightsInt8().apply(model, material)
+    graph = onnx.load_from_string(small).graph
+    onnx.checker.check_model(onnx.load_from_string(small), full_check=True)
+    assert [list(t.dims) for t in graph.initializer if t.data_type == onnx.TensorProto.INT8] == [[17, 64]]
+    rows = material.calibration()
+    before, after = (Runtime(each, ServingSettings(), backend).run(rows)[0] for each in (model, small))
+    assert np.abs(before - after).max() < 0.02 * np.abs(before).max()
 
 
 def test_dynamic_int8_answers_a_row_by_its_company_and_the_gate_measures_it() -> None:

@@ -60,12 +60,12 @@ def test_every_precision_is_tried_on_every_backend(trained: Run, tmp_path: Path,
     artifact = export(trained, tmp_path / "m")
     assert json.loads(artifact.read("report.json"))["refused"] == [
         (
-            "int8-weights on onnxruntime: The graph cannot be made int8 in its weights, so nothing was published: "
+            "int4-weights on onnxruntime: The graph cannot be made int4-weights, so nothing was published: "
             "ValueError: it has no product with a matrix of weights"
         )
     ]
     tried = ["float32 on onnxruntime", *map(str, searched(None))]
-    tried.remove("int8-weights on onnxruntime")
+    tried.remove("int4-weights on onnxruntime")
     assert list(candidates(artifact)) == tried
     assert {"int8 on openvino", "bfloat16 on openvino", "int8-dynamic on onnxruntime"} < set(tried)
 

@@ -1,9 +1,9 @@
-"""Few bits for weights alone; activations stay float."""
+"""4 bits for weights alone; activations stay float."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import onnx
 
@@ -12,26 +12,21 @@ from shipline.export.passes.base import Material, Pass, quiet, refused
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightsOnly(Pass):
-    """Weights of matrix products in 8 or 4 bits, a scale for each block; onnxruntime's MatMulNBits.
+class WeightsInt4(Pass):
+    """Weights of matrix products in 4 bits, a scale for each block; onnxruntime's own MatMulNBits.
 
     Args:
-        bits: 8 or 4.
         block_size: weights with one scale: 16, 32, 64, 128 or 256.
     """
 
-    bits: Literal[4, 8] = 8
     block_size: int = 32
 
-    precision: ClassVar[str] = "int8-weights"
-    tolerance: ClassVar[float] = 5e-2
+    precision: ClassVar[str] = "int4-weights"
+    tolerance: ClassVar[float] = 0.2
 
     def __post_init__(self) -> None:
-        if self.bits not in (4, 8) or self.block_size not in (16, 32, 64, 128, 256):
-            raise ConfigError(
-                f"WeightsOnly has bits={self.bits!r}, block_size={self.block_size!r}; bits are 4 or 8, a block is of "
-                "16, 32, 64, 128 or 256."
-            )
+        if self.block_size not in (16, 32, 64, 128, 256):
+            raise ConfigError(f"WeightsInt4 has block_size={self.block_size!r}; it is 16, 32, 64, 128 or 256.")
 
     def apply(self, model: bytes, material: Material) -> bytes:
         """Return the graph with packed weights; GateError where there is nothing to pack."""
@@ -39,14 +34,12 @@ class WeightsOnly(Pass):
             with quiet():  # already its import sets logging up
                 from onnxruntime.quantization import matmul_nbits_quantizer as library
 
-                config = library.DefaultWeightOnlyQuantConfig(
-                    block_size=self.block_size, is_symmetric=True, bits=self.bits
-                )
+                config = library.DefaultWeightOnlyQuantConfig(block_size=self.block_size, is_symmetric=True, bits=4)
                 quantiser = library.MatMulNBitsQuantizer(onnx.load_from_string(model), algo_config=config)
                 quantiser.process()
             packed: onnx.ModelProto = quantiser.model.model
         except Exception as error:  # whatever the quantiser meets in a user's graph
-            raise refused(f"int{self.bits} in its weights", error) from error
+            raise refused(self.precision, error) from error
         if not any(node.op_type == "MatMulNBits" for node in packed.graph.node):
-            raise refused(f"int{self.bits} in its weights", ValueError("it has no product with a matrix of weights"))
+            raise refused(self.precision, ValueError("it has no product with a matrix of weights"))
         return bytes(packed.SerializeToString())

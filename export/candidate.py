@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
+
 from shipline.artifact import Verdict
 from shipline.errors import GateError
 from shipline.export import gates
@@ -79,6 +81,12 @@ class Workbench:
         for each in plan.passes:
             model = each.apply(model, material)
         return Candidate(plan, model, self._runtime(model, plan))
+
+    def try_out(self, candidate: Candidate) -> None:
+        """Run it once on real rows; GateError where it cannot."""
+        for batch in (1, self._recipe.max_batch_size):
+            rows = self.trained.rows.inputs
+            candidate.runtime.run({name: np.resize(array, (batch, *array.shape[1:])) for name, array in rows.items()})
 
     def time(self, candidates: list[Candidate]) -> None:
         """Measure their latencies, side by side, for batches of 1 and the largest."""

@@ -36,9 +36,12 @@ def search(bench: Workbench, recipe: Recipe) -> Found:
     made, refused = [bench.baseline], []
     for plan in searched(recipe.backend):
         try:
-            made.append(bench.make(plan))
+            candidate = bench.make(plan)
+            bench.try_out(candidate)
         except GateError as error:
             refused.append(refusal(plan, error))
+        else:
+            made.append(candidate)
     bench.time(made)
     bench.judge(bench.baseline, to_the_end=True)
     passed = [] if bench.baseline.failed else [bench.baseline]
@@ -47,7 +50,11 @@ def search(bench: Workbench, recipe: Recipe) -> Found:
         if better is not None:
             candidate.left_out = f"{better.plan} is as fast and as small, and loses nothing"
             continue
-        bench.judge(candidate, to_the_end=False)
+        try:
+            bench.judge(candidate, to_the_end=False)
+        except GateError as error:  # a row that it cannot take
+            candidate.left_out = str(error).splitlines()[0]
+            continue
         if not candidate.failed:
             passed.append(candidate)
     chosen = min(passed, key=lambda each: cost(each, bench.baseline, recipe), default=bench.baseline)

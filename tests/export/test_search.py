@@ -114,6 +114,43 @@ def test_a_way_that_leads_nowhere_is_told(bench: Workbench, timed: Any, monkeypa
     assert "int8 on openvino: The graph cannot be made int8: no rows." in found.refused
 
 
+class Broken:
+    """A runtime that fails at a certain run."""
+
+    def __init__(self, runtime: Any, at: int) -> None:
+        self._runtime, self._left = runtime, at
+
+    def run(self, inputs: Any) -> Any:
+        self._left -= 1
+        if self._left < 0:
+            raise GateError("openvino cannot run the graph on {'x': [1, 64]}: 'x' holds 4294967296.")
+        return self._runtime.run(inputs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._runtime, name)
+
+
+@pytest.mark.parametrize("at", [0, 1, 2, 40])
+def test_what_cannot_run_real_rows_ends_no_search(
+    bench: Workbench, timed: Any, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """When it is tried, or only at a row that its gates come to."""
+    timed["float32 on openvino"] = (0.5, 5.0)
+    make = Workbench.make
+
+    def broken(self: Workbench, plan: Plan) -> Candidate:
+        found = make(self, plan)
+        if str(plan) == "float32 on openvino":
+            found.runtime = Broken(found.runtime, at)  # type: ignore[assignment]
+        return found
+
+    monkeypatch.setattr(Workbench, "make", broken)
+    found = search.search(fresh(bench), sl.Recipe(precision="auto", backend="openvino"))
+    assert found.chosen.plan == BASELINE
+    left_out = [each.left_out for each in found.candidates if str(each.plan) == "float32 on openvino"]
+    assert any("'x' holds 4294967296" in text for text in (*left_out, *found.refused))
+
+
 def test_a_wrong_baseline_ends_the_search(bench: Workbench, timed: Any) -> None:
     """A graph is no better than the float32 graph that it was made of."""
     unmeasured = fresh(bench)

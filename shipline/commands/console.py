@@ -8,7 +8,7 @@ from rich.console import Console
 
 console = Console(markup=False)  # what comes from an artifact is shown as it is
 
-_FLAGS = ("--help", "--print_config")  # every other option takes a value
+_FLAGS = ("--help", "--print_config", "--auto")  # every other option takes a value
 
 
 def split_positional(arguments: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from rich.table import Table
 
@@ -15,14 +16,73 @@ from shipline.errors import ConfigError
 def run(arguments: Sequence[str]) -> None:
     """Show models, or a model's versions, and the signature, verdicts and lineage of each artifact found."""
     url, rest = split_positional(arguments)
-    parse(new_parser("inspect", "Show what a repository, a model or a version, given first, holds."), rest)
+    parser = new_parser("inspect", "Show what a repository, a model or a version, given first, holds.")
+    parser.add_argument(
+        "--diff", type=str | None, default=None, help="Show where this version differs instead: --diff OLD NEW."
+    )
+    settings = parse(parser, rest)
     if url is None:
         raise ConfigError("What to inspect? Give a URL first, such as: shipline inspect s3://bucket/models/digits")
+    if settings.diff is not None:
+        _show_differences(_one(settings.diff), _one(url))
+        return
     artifacts = find_artifacts(url)
     if len(artifacts) == 1 and artifacts[0].store.url != url.rstrip("/"):
         _show_versions(open_model(artifacts[0].store.url.rpartition("/")[0]))
     for artifact in artifacts:
         _show(artifact)
+
+
+def _one(url: str) -> Artifact:
+    """The version at a URL, or a model's stable one."""
+    found = find_artifacts(url)
+    if len(found) != 1:
+        raise ConfigError(f"{url} holds {len(found)} models; give one of them, or a version, to compare.")
+    return found[0]
+
+
+def _show_differences(old: Artifact, new: Artifact) -> None:
+    names = [f"{each.manifest.name} version {each.manifest.version}" for each in (old, new)]
+    before, after = _flat(old), _flat(new)
+    table = Table(title="Where they differ", title_justify="left")
+    for column in ("what", *names, "change"):
+        table.add_column(printable(column), overflow="fold")
+    for what in dict.fromkeys((*before, *after)):
+        one, other = before.get(what), after.get(what)
+        if one != other:
+            table.add_row(*(printable(text) for text in (what, _shown(one), _shown(other), _change(one, other))))
+    console.print(table if table.row_count else f"{names[0]} and {names[1]} differ in nothing but their digests.")
+
+
+def _flat(artifact: Artifact) -> dict[str, Any]:
+    """What an artifact says of itself, one value a name; of the files their sizes."""
+    manifest = artifact.manifest
+    content = manifest.model_dump(mode="json", exclude={"files", "digest", "version", "verdicts", "signature"})
+    content["signature"] = str(manifest.signature)
+    content["verdicts"] = {
+        each.gate: each.measured if each.passed else f"failed: {each.measured}" for each in manifest.verdicts
+    }
+    content["bytes"] = {name: entry.size for name, entry in manifest.files.items()}
+    return dict(_leaves("", content))
+
+
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(f"{name}.{key}" if name else key, inner)
+    else:
+        yield name, value
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _change(one: Any, other: Any) -> str:
+    numbers = all(isinstance(each, int | float) and not isinstance(each, bool) for each in (one, other))
+    return f"{other - one:+.6g}" if numbers else ""
 
 
 def _show_versions(model: Model) -> None:

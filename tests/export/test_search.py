@@ -193,7 +193,7 @@ def test_auto_on_the_command_line(
     trained: Run, tmp_path: Path, timed: Any, capsys: pytest.CaptureFixture[str], command_line: list[str]
 ) -> None:
     timed["float32 on openvino"] = (0.5, 5.0)
-    assert main([*command_line, "--auto", "--budget", "0.5%"]) == 0
+    assert main([command_line[0], "--auto", *command_line[1:], "--budget", "0.5%"]) == 0
     [artifact] = [open_model(command_line[command_line.index("--to") + 1]).stable()]
     assert (artifact.manifest.precision, artifact.manifest.backend) == ("float32", "openvino")
     content = json.loads(artifact.read("report.json"))

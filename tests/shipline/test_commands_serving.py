@@ -130,6 +130,36 @@ def test_inspect_shows_one_version_or_every_model(run: Run, here: Path) -> None:
     assert "version 1" not in both
 
 
+def test_inspect_shows_where_two_versions_differ(run: Run, here: Path) -> None:
+    verdict = {"gate": "parity", "passed": True, "measured": 0.004, "limit": 0.05, "message": "close"}
+    artifacts.publish("models/m", artifacts.linear())
+    artifacts.publish(
+        "models/m", artifacts.linear(), version="2", precision="int8", metrics={"val_acc": 0.975}, verdicts=[verdict]
+    )
+    outcome = run("inspect", "--diff", "models/m/1", "models/m/2")
+    assert (outcome.code, outcome.err) == (0, "")
+    rows = {row[0]: row[1:] for row in cells(outcome.out)}
+    assert rows["precision"] == ["float32", "int8", ""]
+    assert rows["metrics.val_acc"] == ["0.98", "0.975", "-0.005"]
+    assert rows["verdicts.parity"] == ["1e-07", "0.004", "+0.0039999"]
+    assert not {"name", "signature", "lineage.seed", "bytes.model.onnx"} & set(rows)
+    assert run("inspect", "models/m/2", "--diff", "models/m/1").out == outcome.out
+    same = run("inspect", "--diff", "models/m/1", "models/m/1").out
+    assert "m version 1 and m version 1 differ in nothing but their digests." in same
+
+
+def test_inspect_compares_versions_and_no_repositories(run: Run, here: Path) -> None:
+    for name in ("a", "b"):
+        artifacts.publish(f"models/{name}", artifacts.linear())
+    run("inspect", "--diff", "models", "models/a").refused(2, "models holds 2 models; give one of them, or a version")
+    run("inspect", "--diff", "models/a", "models/c").refused(1, "No artifact below models/c")
+
+
+def cells(out: str) -> list[list[str]]:
+    """The cells of a printed table."""
+    return [[cell.strip() for cell in line.strip("│").split("│")] for line in out.splitlines() if line[:1] == "│"]
+
+
 def test_inspect_shows_text_of_an_artifact_as_it_is(run: Run, here: Path) -> None:
     """Square brackets are markup to rich, which raises where they are not closed."""
     verdict = {"gate": "[/parity]", "passed": False, "measured": None, "limit": None, "message": "[bold]no[/bold] [x"}

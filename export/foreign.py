@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,10 +21,10 @@ from shipline.export.plan import BASELINE
 from shipline.export.publish import MODEL_FILE, Content, check_version, publish
 from shipline.export.rows import Arrays, Rows
 from shipline.export.runtime import Runtime
-from shipline.signature import DYNAMIC, Signature, TensorSpec
+from shipline.signature import DYNAMIC, OIP_DATATYPES, Signature, TensorSpec
 
 IMPORTED = "imported"
-MADE_UP_ROWS = 8
+MADE_UP_ROWS, GOLDEN_ROWS = 8, 32
 
 
 def import_onnx(
@@ -54,14 +56,18 @@ def import_onnx(
     signature = Signature(inputs=specs, outputs=_outputs(graph, runtime, inputs))
     _check_names(inputs, answers, signature)
     rows = _recorded(runtime, inputs, answers, signature)
-    verdicts = _verdicts(runtime, rows, signature, max_batch_size, proved=bool(answers), made_up=golden is None)
+    same, worst = gates.parity(runtime, rows, signature, max_batch_size, BASELINE.tolerance)
+    if not answers:
+        same = _unproved(same, made_up=golden is None)
+    alone = gates.batch_invariance(runtime, rows, signature, max_batch_size, BASELINE.invariance)
+    verdicts = [same, alone]
     refuse_failed(model.name, verdicts)
     tolerance = {name: scale * BASELINE.tolerance for name, scale in gates.scales(rows, signature).items()}
     manifest = ArtifactManifest(
         name=model.name, version="0", backend="onnxruntime", model_file=MODEL_FILE, precision=IMPORTED,
         signature=signature, verdicts=verdicts, serving=settings, tolerance=tolerance,
     )  # fmt: skip
-    golden_files = from_rows(rows, signature, len(rows), 0).files()
+    golden_files = from_rows(rows, signature, GOLDEN_ROWS, worst.row).files()
     return publish(model, version, partial(_content, manifest, {MODEL_FILE: changed, **golden_files}))
 
 
@@ -77,7 +83,7 @@ def _content(manifest: ArtifactManifest, files: dict[str, bytes], version: str) 
 def _parsed(data: bytes) -> onnx.ModelProto:
     try:
         graph = onnx.load_from_string(data)
-        outside = [tensor.name for tensor in graph.graph.initializer if tensor.data_location == tensor.EXTERNAL]
+        outside = [tensor.name for tensor in _tensors(graph) if tensor.data_location == tensor.EXTERNAL]
         if not outside:
             onnx.checker.check_model(graph)
     except Exception as error:  # protobuf's and the checker's own types
@@ -90,10 +96,23 @@ def _parsed(data: bytes) -> onnx.ModelProto:
     return graph
 
 
+def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
+    """Every tensor in the file, wherever it stands: in branches, in attributes, in functions."""
+    if isinstance(message, onnx.TensorProto):
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for inner in value if isinstance(value, Sequence) or hasattr(value, "append") else [value]:
+                yield from _tensors(inner)
+
+
 def _free_batch(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
     """Let the first dimension of inputs and outputs be of any size, and return what goes in."""
     weights = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in weights]
+    if not inputs or not model.graph.output:
+        raise SignatureError("The graph has no inputs, or no outputs: there is nothing to ask it.")
     for value in (*inputs, *model.graph.output):
         shape = value.type.tensor_type.shape
         if not value.type.HasField("tensor_type") or (value in inputs and not shape.dim):
@@ -112,7 +131,14 @@ def _free_batch(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
 
 
 def _dtype(value: onnx.ValueInfoProto) -> str:
-    return str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)).name)
+    kind = value.type.tensor_type.elem_type
+    name = str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind)).name)
+    if name not in OIP_DATATYPES:
+        raise SignatureError(
+            f"{value.name!r} is of {onnx.TensorProto.DataType.Name(kind)}, which requests cannot carry; they carry "
+            f"{', '.join(OIP_DATATYPES)}."
+        )
+    return name
 
 
 def _sizes(value: onnx.ValueInfoProto) -> list[int]:
@@ -184,12 +210,8 @@ def _recorded(runtime: Runtime, inputs: Arrays, answers: Arrays, signature: Sign
     return rows
 
 
-def _verdicts(
-    runtime: Runtime, rows: Rows, signature: Signature, largest: int, *, proved: bool, made_up: bool
-) -> list[Verdict]:
-    same, _ = gates.parity(runtime, rows, signature, largest, BASELINE.tolerance)
-    if not proved:
-        source = "made-up rows" if made_up else "the given rows"
-        text = f"nobody said what is right: the answers to {source} are the file's own; {same.message}"
-        same = same.model_copy(update={"message": text})
-    return [same, gates.batch_invariance(runtime, rows, signature, largest, BASELINE.invariance)]
+def _unproved(verdict: Verdict, *, made_up: bool) -> Verdict:
+    """The verdict, with what it does not say."""
+    source = "made-up rows" if made_up else "the given rows"
+    text = f"nobody said what is right: the answers to {source} are the file's own; {verdict.message}"
+    return verdict.model_copy(update={"message": text})

@@ -129,11 +129,17 @@ def test_rows_of_no_known_size_must_be_given(tmp_path: Path) -> None:
     assert artifact.manifest.signature.inputs[0].shape == (-1, -1)
 
 
-def test_weights_in_other_files_are_never_read(tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["initializer", "constant"])
+def test_weights_in_other_files_are_never_read(tmp_path: Path, where: str) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(bytes(1024))
     model = onnx.load_from_string(GRAPHS["linear"].model)
     tensor = model.graph.initializer[0]
+    if where == "constant":
+        node = helper.make_node("Constant", [], [tensor.name], value=tensor)
+        model.graph.node.insert(0, node)
+        del model.graph.initializer[0]
+        tensor = model.graph.node[0].attribute[0].t
     tensor.ClearField("raw_data")
     tensor.ClearField("float_data")
     tensor.data_location = onnx.TensorProto.EXTERNAL
@@ -141,6 +147,29 @@ def test_weights_in_other_files_are_never_read(tmp_path: Path) -> None:
     said = refused(model.SerializeToString(), tmp_path)
     assert "The file keeps 1 of its weights in other files" in said
     assert "Nothing outside is read" in said
+
+
+def test_text_that_requests_cannot_carry_is_refused(tmp_path: Path) -> None:
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        "g",
+        [value("x", onnx.TensorProto.STRING, ["n", 2])],
+        [value("y", onnx.TensorProto.STRING, ["n", 2])],
+    )
+    data = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+    assert "'x' is of STRING, which requests cannot carry" in refused(data, tmp_path, SignatureError)
+
+
+def test_a_graph_that_takes_nothing_is_refused(tmp_path: Path) -> None:
+    data = model_of([helper.make_node("Identity", ["c"], ["y"])], {}, {"y": [2]}, c=np.ones(2, np.float32))
+    assert "no inputs, or no outputs" in refused(data, tmp_path, SignatureError)
+
+
+def test_of_many_rows_some_are_kept(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).standard_normal((500, 4)).astype(np.float32)
+    artifact = imported(GRAPHS["linear"].model, tmp_path, golden=safetensors.numpy.save({"x": rows}))
+    assert 32 <= GoldenRows(artifact).count <= 33
 
 
 @pytest.mark.parametrize("data", [b"", b"no graph", b"\x80\x04K\x01."])

@@ -14,7 +14,7 @@ from shipline.errors import GateError
 from shipline.export import gates
 from shipline.export.convert import to_onnx
 from shipline.export.latency import Latency, measure
-from shipline.export.passes.base import Material
+from shipline.export.passes.base import Material, Pass
 from shipline.export.plan import BASELINE, Plan
 from shipline.export.recipe import Recipe
 from shipline.export.rows import Arrays, replaced_forward
@@ -66,6 +66,7 @@ class Workbench:
     def __init__(self, source: Source, recipe: Recipe, trained: Trained) -> None:
         self._source, self._recipe, self.trained = source, recipe, trained
         self._drop = recipe.allowed_drop(trained.score)
+        self._graphs: list[tuple[tuple[Pass, ...], bytes]] = []
 
     @cached_property
     def baseline(self) -> Candidate:
@@ -77,9 +78,7 @@ class Workbench:
         """Return the candidate of a plan; GateError where the graph cannot go that way."""
         if plan == BASELINE:
             return self.baseline
-        model, material = self.baseline.model, Material(self.trained.signature, lambda: self._calibration)
-        for each in plan.passes:
-            model = each.apply(model, material)
+        model = self._graph(plan)
         return Candidate(plan, model, self._runtime(model, plan))
 
     def try_out(self, candidate: Candidate) -> None:
@@ -125,6 +124,17 @@ class Workbench:
         found = candidate.metrics.get(self.trained.metric, math.nan)
         drop = self.trained.score - found if self.trained.mode == "max" else found - self.trained.score
         return drop if math.isfinite(drop) else math.inf
+
+    def _graph(self, plan: Plan) -> bytes:
+        """The graph of a plan: made once, though several backends run it."""
+        for passes, model in self._graphs:
+            if passes == plan.passes:
+                return model
+        model, material = self.baseline.model, Material(self.trained.signature, lambda: self._calibration)
+        for each in plan.passes:
+            model = each.apply(model, material)
+        self._graphs.append((plan.passes, model))
+        return model
 
     def _runtime(self, model: bytes, plan: Plan) -> Runtime:
         return Runtime(model, plan.serving(self._recipe.max_batch_size), plan.backend)

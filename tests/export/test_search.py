@@ -114,6 +114,20 @@ def test_a_way_that_leads_nowhere_is_told(bench: Workbench, timed: Any, monkeypa
     assert "int8 on openvino: The graph cannot be made int8: no rows." in found.refused
 
 
+def test_a_pass_is_applied_once_for_all_backends(bench: Workbench, timed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To measure scales takes long."""
+    apply, applied = StaticInt8.apply, []
+
+    def counted(self: StaticInt8, *given: Any) -> bytes:
+        applied.append(self)
+        return apply(self, *given)
+
+    monkeypatch.setattr(StaticInt8, "apply", counted)
+    found = search.search(fresh(bench), sl.Recipe(precision="auto"))
+    assert {"int8 on onnxruntime", "int8 on openvino"} <= {str(each.plan) for each in found.candidates}
+    assert len(applied) == len(set(applied))
+
+
 class Broken:
     """A runtime that fails at a certain run."""
 

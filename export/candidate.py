@@ -7,17 +7,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import numpy as np
-
 from shipline.artifact import Verdict
+from shipline.backends.base import Arrays
 from shipline.errors import GateError
 from shipline.export import gates
 from shipline.export.convert import to_onnx
-from shipline.export.latency import Latency, measure
+from shipline.export.latency import Latency, batch_of, measure
 from shipline.export.passes.base import Material, Pass
 from shipline.export.plan import BASELINE, Plan
 from shipline.export.recipe import Recipe
-from shipline.export.rows import Arrays, replaced_forward
+from shipline.export.rows import replaced_forward
 from shipline.export.runtime import Runtime
 from shipline.export.trained import Source, Trained, calibration_rows
 
@@ -84,8 +83,7 @@ class Workbench:
     def try_out(self, candidate: Candidate) -> None:
         """Run it once on real rows; GateError where it cannot."""
         for batch in (1, self._recipe.max_batch_size):
-            rows = self.trained.rows.inputs
-            candidate.runtime.run({name: np.resize(array, (batch, *array.shape[1:])) for name, array in rows.items()})
+            candidate.runtime.run(batch_of(self.trained.rows.inputs, batch))
 
     def time(self, candidates: list[Candidate]) -> None:
         """Measure their latencies, side by side, for batches of 1 and the largest."""
@@ -99,7 +97,7 @@ class Workbench:
         """Put a candidate through the gates, those that cost least first; each verdict as it falls."""
         recipe, trained, runtime, plan = self._recipe, self.trained, candidate.runtime, candidate.plan
         rows, signature, largest = trained.rows, trained.signature, recipe.max_batch_size
-        if plan != BASELINE and recipe.objective != "size":
+        if plan != BASELINE and not (recipe.searches and recipe.objective == "size"):
             yield gates.latency(candidate.latencies, self.baseline.latencies, recipe)
         if plan.passes:
             yield gates.size(len(candidate.model), len(self.baseline.model))

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import partial
-from typing import Any
 
 import numpy as np
 import onnx
 import safetensors
 import safetensors.numpy
 import torch
+from google.protobuf.message import Message
 
 from shipline.artifact import REPORT_JSON, Artifact, ArtifactManifest, Model, ServingSettings, Verdict
+from shipline.backends.base import Arrays
 from shipline.errors import ConfigError, GateError, SignatureError
 from shipline.export import gates, report
 from shipline.export.exporter import refuse_failed
 from shipline.export.golden import from_rows
+from shipline.export.latency import batch_of
 from shipline.export.plan import BASELINE
 from shipline.export.publish import MODEL_FILE, Content, check_version, publish
-from shipline.export.rows import Arrays, Rows
+from shipline.export.rows import Rows
 from shipline.export.runtime import Runtime
 from shipline.signature import DYNAMIC, OIP_DATATYPES, Signature, TensorSpec
 
@@ -96,14 +98,14 @@ def _parsed(data: bytes) -> onnx.ModelProto:
     return graph
 
 
-def _tensors(message: Any) -> Iterator[onnx.TensorProto]:
+def _tensors(message: Message) -> Iterator[onnx.TensorProto]:
     """Every tensor in the file, wherever it stands: in branches, in attributes, in functions."""
     if isinstance(message, onnx.TensorProto):
         yield message
         return
     for field, value in message.ListFields():
         if field.message_type is not None:
-            for inner in value if isinstance(value, Sequence) or hasattr(value, "append") else [value]:
+            for inner in [value] if isinstance(value, Message) else value:
                 yield from _tensors(inner)
 
 
@@ -177,9 +179,8 @@ def _made_up(spec: TensorSpec) -> np.ndarray:
 
 def _outputs(model: onnx.ModelProto, runtime: Runtime, inputs: Arrays) -> tuple[TensorSpec, ...]:
     """Return what comes out, as two rows show it."""
-    two = {name: np.resize(array[:2], (2, *array.shape[1:])) for name, array in inputs.items()}
     specs = []
-    for value, array in zip(model.graph.output, runtime.run(two), strict=True):
+    for value, array in zip(model.graph.output, runtime.run(batch_of(inputs, 2)), strict=True):
         if array.ndim == 0 or len(array) != 2:
             raise SignatureError(
                 f"Two rows gave {value.name!r} of shape {list(array.shape)}; its first dimension must be the batch. "

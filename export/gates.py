@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from shipline.artifact import Verdict
+from shipline.backends.base import Arrays
 from shipline.export.latency import Latency
 from shipline.export.recipe import Recipe
-from shipline.export.rows import Arrays, Rows
+from shipline.export.rows import Rows
 from shipline.export.runtime import Runtime
 from shipline.signature import Signature
 

@@ -16,9 +16,10 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from shipline.artifact import GOLDEN, GOLDEN_TENSORS, Verdict
+from shipline.backends.base import Arrays
 from shipline.errors import SignatureError
 from shipline.export import gates
-from shipline.export.rows import Arrays, Rows
+from shipline.export.rows import Rows
 from shipline.processing import Processing
 from shipline.signature import Signature
 

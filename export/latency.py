@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from shipline.export.rows import Arrays
+from shipline.backends.base import Arrays
 from shipline.export.runtime import Runtime
 
 ROUNDS = 30
@@ -28,7 +28,7 @@ class Latency:
 
 def measure(runtimes: dict[str, Runtime], rows: Arrays, batch: int) -> dict[str, Latency]:
     """Time each runtime on the same batch, in turn, so that a machine whose speed drifts is equally unfair to all."""
-    inputs = {name: np.resize(array, (batch, *array.shape[1:])) for name, array in rows.items()}
+    inputs = batch_of(rows, batch)
     repeats = {name: _repeats(runtime, inputs) for name, runtime in runtimes.items()}
     times: dict[str, list[float]] = {name: [] for name in runtimes}
     deadline = time.perf_counter() + MAX_TOTAL_S
@@ -38,6 +38,11 @@ def measure(runtimes: dict[str, Runtime], rows: Arrays, batch: int) -> dict[str,
         for name, runtime in runtimes.items():
             times[name].append(_once(runtime, inputs, repeats[name]))
     return {name: _summary(batch, taken) for name, taken in times.items()}
+
+
+def batch_of(rows: Arrays, batch: int) -> Arrays:
+    """Return a batch of the first rows; where there are fewer, they are repeated."""
+    return {name: np.resize(array, (batch, *array.shape[1:])) for name, array in rows.items()}
 
 
 def _repeats(runtime: Runtime, inputs: Arrays) -> int:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from shipline.errors import ConfigError, unknown_name
 from shipline.export.passes.base import Pass
-from shipline.export.plan import BASELINE, BFLOAT16, PRECISIONS, Plan, plan
+from shipline.export.plan import BASELINE, BFLOAT16, FLOAT32, PRECISIONS, Plan, plan
 from shipline.plugins import known
 
 AUTO = "auto"
@@ -117,8 +117,11 @@ def _check_way(recipe: Recipe) -> None:
             f"Recipe has precision='bfloat16' and backend={recipe.backend!r}: onnxruntime has no bfloat16 on a CPU. "
             "Set backend='openvino'."
         )
-    if recipe.passes and recipe.searches:
-        raise ConfigError("Recipe has passes and precision='auto': give passes, or let the search choose them.")
+    if recipe.passes and recipe.precision != FLOAT32:
+        raise ConfigError(
+            f"Recipe has passes and precision={recipe.precision!r}: give passes, or the name of a "
+            "precision that has its own."
+        )
     for each in recipe.passes:
         if not isinstance(each, Pass):
             raise ConfigError(f"Recipe has a {type(each).__name__} among its passes, which is no shipline.export.Pass.")

@@ -13,10 +13,9 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from shipline.backends.base import Arrays
 from shipline.errors import SignatureError
 from shipline.signature import OIP_DATATYPES
-
-Arrays = dict[str, np.ndarray]
 
 _KNOWN = {getattr(torch, name) for name in OIP_DATATYPES}
 

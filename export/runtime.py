@@ -12,9 +12,9 @@ from torch.utils import _pytree as pytree
 
 from shipline import plugins
 from shipline.artifact import ServingSettings
-from shipline.backends.base import Backend
+from shipline.backends.base import Arrays, Backend
 from shipline.errors import GateError
-from shipline.export.rows import Arrays, bind
+from shipline.export.rows import bind
 from shipline.signature import Signature
 
 

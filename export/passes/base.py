@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+from shipline.backends.base import Arrays
 from shipline.errors import GateError
-from shipline.export.rows import Arrays
 from shipline.signature import Signature
 
 

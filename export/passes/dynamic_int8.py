@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 from onnxruntime.quantization import QuantType, quantize_dynamic
-from onnxruntime.quantization.shape_inference import quant_pre_process
 
-from shipline.export.passes.base import Material, Pass, quiet, refused
+from shipline.export.passes.base import Material, Pass
+from shipline.export.passes.quantiser import quantised
 from shipline.export.processor import cuts_sums
 
 
@@ -35,20 +33,15 @@ class DynamicInt8(Pass):
 
     def apply(self, model: bytes, material: Material) -> bytes:
         """Return the quantised graph; GateError where it cannot be."""
-        with tempfile.TemporaryDirectory(prefix="shipline-int8-") as scratch:
-            plain, prepared, quantised = (Path(scratch) / name for name in ("plain.onnx", "prepared.onnx", "int8.onnx"))
-            plain.write_bytes(model)
-            try:
-                with quiet():
-                    quant_pre_process(str(plain), str(prepared), skip_symbolic_shape=True)
-                    quantize_dynamic(
-                        str(prepared),
-                        str(quantised),
-                        per_channel=self.per_channel,
-                        reduce_range=cuts_sums() if self.reduce_range is None else self.reduce_range,
-                        weight_type=QuantType.QInt8,
-                        op_types_to_quantize=list(self.op_types),
-                    )
-            except Exception as error:  # whatever the quantiser meets in a user's graph
-                raise refused("int8-dynamic", error) from error
-            return quantised.read_bytes()
+
+        def quantise(prepared: str, small: str) -> None:
+            quantize_dynamic(
+                prepared,
+                small,
+                per_channel=self.per_channel,
+                reduce_range=cuts_sums() if self.reduce_range is None else self.reduce_range,
+                weight_type=QuantType.QInt8,
+                op_types_to_quantize=list(self.op_types),
+            )
+
+        return quantised(model, self.precision, quantise)[1]

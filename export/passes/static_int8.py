@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
-from onnxruntime.quantization.shape_inference import quant_pre_process
 
+from shipline.backends.base import Arrays
 from shipline.errors import ConfigError
-from shipline.export.passes.base import Material, Pass, quiet, refused
+from shipline.export.passes.base import Material, Pass
+from shipline.export.passes.quantiser import quantised
 from shipline.export.processor import cuts_sums
-from shipline.export.rows import Arrays
 
 CALIBRATION_BATCH = 32
 
@@ -69,28 +67,24 @@ class StaticInt8(Pass):
         """Return the quantised graph; GateError where it cannot be."""
         rows = material.calibration()
         inputs = {spec.name: rows[spec.name] for spec in material.signature.inputs}
-        with tempfile.TemporaryDirectory(prefix="shipline-int8-") as scratch:
-            plain, prepared, quantised = (Path(scratch) / name for name in ("plain.onnx", "prepared.onnx", "int8.onnx"))
-            plain.write_bytes(model)
-            try:
-                with quiet():
-                    quant_pre_process(str(plain), str(prepared), skip_symbolic_shape=True)
-                    quantize_static(
-                        str(prepared),
-                        str(quantised),
-                        _Reader(inputs),
-                        quant_format=QuantFormat.QDQ,
-                        activation_type=QuantType.QUInt8,
-                        weight_type=QuantType.QInt8,
-                        per_channel=self.per_channel,
-                        reduce_range=cuts_sums() if self.reduce_range is None else self.reduce_range,
-                        calibrate_method=_METHODS[self.calibration],
-                        op_types_to_quantize=list(self.op_types) or None,
-                        nodes_to_exclude=list(self.keep_float),
-                    )
-            except Exception as error:  # whatever the quantiser meets in a user's graph
-                raise refused("int8", error) from error
-            return _float_outputs(quantised.read_bytes(), prepared.read_bytes())
+
+        def quantise(prepared: str, small: str) -> None:
+            quantize_static(
+                prepared,
+                small,
+                _Reader(inputs),
+                quant_format=QuantFormat.QDQ,
+                activation_type=QuantType.QUInt8,
+                weight_type=QuantType.QInt8,
+                per_channel=self.per_channel,
+                reduce_range=cuts_sums() if self.reduce_range is None else self.reduce_range,
+                calibrate_method=_METHODS[self.calibration],
+                op_types_to_quantize=list(self.op_types) or None,
+                nodes_to_exclude=list(self.keep_float),
+            )
+
+        prepared, small = quantised(model, self.precision, quantise)
+        return _float_outputs(small, prepared)
 
 
 def _float_outputs(data: bytes, plain: bytes) -> bytes:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -58,33 +59,42 @@ def _check_opset(model: onnx.ModelProto) -> None:
 
 
 def _shrink(graph: onnx.GraphProto, least: int) -> int:
-    """Put int8 in the place of every weight that has one use, in the main graph; return of how many."""
-    uses: dict[str, list[tuple[onnx.NodeProto, int]]] = defaultdict(list)
+    """Put int8 in the place of every large weight that the main graph uses once; return how many there were."""
+    uses = Counter([*_used(graph), *(value.name for value in graph.output)])
+    weights = {
+        tensor.name: tensor
+        for tensor in graph.initializer
+        if tensor.data_type == onnx.TensorProto.FLOAT and uses[tensor.name] == 1 and math.prod(tensor.dims) >= least
+    }
+    nodes, small = list[onnx.NodeProto](), dict[str, list[onnx.TensorProto]]()
     for node in graph.node:
-        for place, name in enumerate(node.input):
-            uses[name].append((node, place))
-    kept, outputs = [], {value.name for value in graph.output}
-    for tensor in graph.initializer:
-        used = uses[tensor.name]
-        if (
-            len(used) != 1
-            or tensor.name in outputs
-            or math.prod(tensor.dims) < least
-            or (axis := _channels(*used[0], tensor)) is None
-        ):
-            kept.append(tensor)
-        else:
-            kept += _replace(graph, used[0][0], tensor, axis)
-    count = len(kept) - len(graph.initializer)  # each that was replaced became two
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
-    return count
+        place = next((i for i, name in enumerate(node.input) if name in weights), -1)
+        axis = None if place < 0 else _channels(node, place, weights[node.input[place]])
+        if axis is None:
+            nodes.append(node)
+            continue
+        tensor = weights[node.input[place]]
+        made, small[tensor.name] = _replaced(node, tensor, axis)
+        nodes += made
+    tensors = [new for tensor in graph.initializer for new in small.get(tensor.name, [tensor])]
+    for field, content in (("node", nodes), ("initializer", tensors)):
+        kept = [type(each).FromString(each.SerializeToString()) for each in content]
+        graph.ClearField(field)
+        getattr(graph, field).extend(kept)
+    return len(small)
+
+
+def _used(graph: onnx.GraphProto) -> Iterator[str]:
+    """The name of a tensor for each of its uses, those in branches and loops included."""
+    for node in graph.node:
+        yield from node.input
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                yield from _used(inner)
 
 
 def _channels(node: onnx.NodeProto, place: int, tensor: onnx.TensorProto) -> int | None:
     """The axis along which this use of a weight has its channels; None where it is no weight."""
-    if tensor.data_type != onnx.TensorProto.FLOAT:
-        return None
     attributes = {each.name: helper.get_attribute_value(each) for each in node.attribute}
     if node.op_type == "Gather":
         return 0 if place == 0 and len(tensor.dims) == 2 and attributes.get("axis", 0) == 0 else None
@@ -95,30 +105,25 @@ def _channels(node: onnx.NodeProto, place: int, tensor: onnx.TensorProto) -> int
     return _AXES.get(node.op_type)
 
 
-def _replace(
-    graph: onnx.GraphProto, node: onnx.NodeProto, tensor: onnx.TensorProto, axis: int
-) -> list[onnx.TensorProto]:
-    """Let the node use int8 instead of the tensor; return what then takes its place."""
+def _replaced(
+    node: onnx.NodeProto, tensor: onnx.TensorProto, axis: int
+) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """Return the nodes that take this one's place with int8 instead of the tensor, and the tensors that they use."""
     array, name = numpy_helper.to_array(tensor), tensor.name
     others = tuple(i for i in range(array.ndim) if i != axis)
     scale = np.maximum(np.abs(array).max(axis=others, keepdims=True) / 127, np.finfo(np.float32).tiny)
-    small = np.clip(np.rint(array / scale), -127, 127).astype(np.int8)
-    at = list(graph.node).index(node)
+    small = numpy_helper.from_array(np.clip(np.rint(array / scale), -127, 127).astype(np.int8), f"{name}_int8")
+    scale = scale.astype(np.float32)
     if node.op_type == "Gather":  # only the rows that were asked for become float
         rows, index, output = f"{name}_rows", node.input[1], node.output[0]
-        scales = scale.astype(np.float32)
         made = [
-            helper.make_node("Gather", [f"{name}_int8", index], [rows], name=rows),
+            helper.make_node("Gather", [small.name, index], [rows], name=rows),
             helper.make_node("Cast", [rows], [f"{rows}_float"], name=f"{rows}_float", to=onnx.TensorProto.FLOAT),
             helper.make_node("Gather", [f"{name}_scale", index], [f"{rows}_scale"], name=f"{rows}_scale"),
             helper.make_node("Mul", [f"{rows}_float", f"{rows}_scale"], [output], name=f"{rows}_scaled"),
         ]
-        graph.node.remove(node)
-    else:
-        scales = scale.astype(np.float32).reshape(-1)
-        inputs = [f"{name}_int8", f"{name}_scale"]
-        made = [helper.make_node("DequantizeLinear", inputs, [f"{name}_float"], name=f"{name}_float", axis=axis)]
-        node.input[1] = f"{name}_float"
-    for place, new in enumerate(made):
-        graph.node.insert(at + place, new)
-    return [numpy_helper.from_array(small, f"{name}_int8"), numpy_helper.from_array(scales, f"{name}_scale")]
+        return made, [small, numpy_helper.from_array(scale, f"{name}_scale")]
+    inputs = [small.name, f"{name}_scale"]
+    float_again = helper.make_node("DequantizeLinear", inputs, [f"{name}_float"], name=f"{name}_float", axis=axis)
+    node.input[1] = f"{name}_float"
+    return [float_again, node], [small, numpy_helper.from_array(scale.reshape(-1), f"{name}_scale")]

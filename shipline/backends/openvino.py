@@ -82,5 +82,8 @@ def _fitting(name: str, array: np.ndarray) -> np.ndarray:
     if array.dtype.kind in "iu" and array.dtype.itemsize >= 4 and array.size:
         for value in (int(array.min()), int(array.max())):
             if not _SMALLEST <= value <= _LARGEST:
-                raise OverflowError(f"{name!r} holds {value}; OpenVINO computes whole numbers in 32 bits on a CPU.")
+                raise OverflowError(
+                    f"{name!r} holds {value}; OpenVINO computes whole numbers in 32 bits on a CPU. "
+                    "Send smaller ones, or export with backend='onnxruntime'."
+                )
     return np.ascontiguousarray(array)

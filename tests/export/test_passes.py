@@ -77,34 +77,17 @@ def case(request: pytest.FixtureRequest) -> tuple[bytes, Material]:
     return graph_of(request.param)
 
 
-class OnGraphs(PassConformance):
+class TestOnEveryGraph(PassConformance):
+    """Those that take any graph with weights."""
+
     @pytest.fixture
     def case(self, case: tuple[bytes, Material]) -> tuple[bytes, Material]:
         return case
 
-
-class TestStaticInt8(OnGraphs):
-    @pytest.fixture
-    def made(self) -> Pass:
-        return StaticInt8()
-
-
-class TestDynamicInt8(OnGraphs):
-    @pytest.fixture
-    def made(self) -> Pass:
-        return DynamicInt8()
-
-
-class TestFloat16(OnGraphs):
-    @pytest.fixture
-    def made(self) -> Pass:
-        return Float16()
-
-
-class TestWeightsInt8(OnGraphs):
-    @pytest.fixture
-    def made(self) -> Pass:
-        return WeightsInt8()
+    @pytest.fixture(params=[StaticInt8, DynamicInt8, Float16, WeightsInt8])
+    def made(self, request: pytest.FixtureRequest) -> Pass:
+        made: Pass = request.param()
+        return made
 
 
 class TestWeightsInt4(PassConformance):

@@ -37,7 +37,8 @@ from shipline.export.recipe import AUTO, Precision
         ({"objective": "fastest"}, "objective='fastest'; choose one of speed, latency, throughput, size"),
         ({"precision": "bfloat16"}, "onnxruntime has no bfloat16 on a CPU. Set backend='openvino'"),
         ({"precision": "bfloat16", "backend": "onnxruntime"}, "Set backend='openvino'"),
-        ({"precision": "auto", "passes": (Float16(),)}, "give passes, or let the search choose them"),
+        ({"precision": "auto", "passes": (Float16(),)}, "give passes, or the name of a precision"),
+        ({"precision": "int8", "passes": (Float16(),)}, "Recipe has passes and precision='int8'"),
         ({"passes": ("float16",)}, "a str among its passes, which is no shipline.export.Pass"),
     ],
 )

@@ -11,6 +11,7 @@ import onnx
 import onnx.numpy_helper
 import pytest
 import torch
+from onnx import helper
 from pass_conformance import PassConformance
 from sklearn.datasets import load_digits
 from small_modules import record
@@ -30,6 +31,7 @@ from shipline.export.passes.weights_int8 import WeightsInt8
 from shipline.export.rows import Rows
 from shipline.export.runtime import Runtime
 from shipline.export.signature import signature_of
+from shipline.signature import Signature, TensorSpec
 
 
 class Convolutions(nn.Module):
@@ -178,6 +180,41 @@ def test_embeddings_are_small_too_and_shared_weights_stay(backend: str) -> None:
     rows = material.calibration()
     before, after = (Runtime(each, ServingSettings(), backend).run(rows)[0] for each in (model, small))
     assert np.abs(before - after).max() < 0.02 * np.abs(before).max()
+
+
+def test_weights_that_a_branch_uses_too_stay_as_they_are() -> None:
+    """The branch would look for them in vain."""
+    value, node, kind = helper.make_tensor_value_info, helper.make_node, onnx.TensorProto.FLOAT
+    branches = {
+        f"{name}_branch": helper.make_graph([node("MatMul", ["x", "w"], [name])], name, [], [value(name, kind, None)])
+        for name in ("then", "else")
+    }
+    nodes = [
+        node("MatMul", ["x", "w"], ["a"]),
+        node("MatMul", ["x", "v"], ["b"]),
+        node("If", ["yes"], ["c"], **branches),
+        node("Sum", ["a", "b", "c"], ["y"]),
+    ]
+    constants = {"w": np.ones((32, 32), np.float32), "v": np.eye(32, dtype=np.float32), "yes": np.array(True)}
+    graph = helper.make_graph(
+        nodes, "g", [value("x", kind, ["n", 32])], [value("y", kind, ["n", 32])],
+        [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+    signature = Signature(
+        inputs=(TensorSpec(name="x", dtype="float32", shape=(-1, 32)),),
+        outputs=(TensorSpec(name="y", dtype="float32", shape=(-1, 32)),),
+    )
+    rows = {"x": np.random.default_rng(0).standard_normal((4, 32)).astype(np.float32)}
+    small = WeightsInt8().apply(model, Material(signature, lambda: rows))
+    assert {tensor.name for tensor in onnx.load_from_string(small).graph.initializer} == {
+        "w",
+        "v_int8",
+        "v_scale",
+        "yes",
+    }
+    before, after = (Runtime(each, ServingSettings()).run(rows)[0] for each in (model, small))
+    np.testing.assert_allclose(before, after, rtol=1e-5, atol=1e-5)
 
 
 def test_dynamic_int8_answers_a_row_by_its_company_and_the_gate_measures_it() -> None:

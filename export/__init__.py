@@ -7,11 +7,11 @@ if (
 
 import shipline.backends  # noqa: F401 -- before onnxruntime, which it keeps from telling others of this machine
 from shipline.export.exporter import export
-from shipline.export.passes.base import Material, Pass
+from shipline.export.passes.base import Finetune, GraphPass, Material, ModulePass, Pass
 from shipline.export.recipe import Recipe
-from shipline.export.trained import Evaluate, Source
+from shipline.export.source import Evaluate, Source
 from shipline.surface import make_callable
 
-__all__ = ["Evaluate", "Material", "Pass", "Recipe", "Source", "export"]
+__all__ = ["Evaluate", "Finetune", "GraphPass", "Material", "ModulePass", "Pass", "Recipe", "Source", "export"]
 
 make_callable(__name__, "shipline.compose:export")

@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from functools import partial
 
 from shipline.artifact import PROCESSING, REPORT_HTML, REPORT_JSON, Artifact, ArtifactManifest, Model, Verdict
-from shipline.checkpoint import Checkpoint
 from shipline.errors import GateError
 from shipline.export import gates, report
 from shipline.export.proof import Proof, prove
-from shipline.export.publish import MODEL_FILE, Content, check_version, publish
+from shipline.export.publish import Content, check_version, publish
 from shipline.export.recipe import Recipe
-from shipline.export.trained import Source
+from shipline.export.source import Source
 
 
 def export(source: Source, recipe: Recipe, model: Model, version: str | None = None) -> Artifact:
@@ -52,28 +51,20 @@ def _content(source: Source, recipe: Recipe, proof: Proof, name: str, version: s
         name=name,
         version=version,
         backend=chosen.plan.backend,
-        model_file=MODEL_FILE,
+        model_file=chosen.plan.backend_class.model_file,
         precision=chosen.precision,
         signature=trained.signature,
         metrics={name: value for name, value in chosen.metrics.items() if math.isfinite(value)},
         verdicts=chosen.verdicts,
-        tolerance={name: scale * allowed for name, scale in gates.scales(trained.rows, trained.signature).items()},
+        tolerance={
+            name: scale * allowed for name, scale in gates.scales(chosen.trained.rows, trained.signature).items()
+        },
         serving=chosen.plan.serving(recipe.max_batch_size),
-        lineage=source.checkpoint.manifest.lineage.model_copy(
-            update={
-                "checkpoint": _place(source.checkpoint),
-                "checkpoint_digest": source.checkpoint.manifest.digest,
-            }
-        ),
+        lineage=source.lineage,
     )
-    files = {MODEL_FILE: chosen.model}
+    files = {manifest.model_file: proof.model}
     if source.processing is not None:
         files[PROCESSING] = source.processing.to_json()
     said = report.describe(manifest, proof, recipe)
     files |= {**proof.golden.files(), REPORT_JSON: report.to_json(said), REPORT_HTML: report.to_html(said)}
     return manifest, files
-
-
-def _place(checkpoint: Checkpoint) -> str:
-    """Where the checkpoint is: its URL, or on this machine the end of its path, without where this user's files lie."""
-    return checkpoint.url if "://" in checkpoint.url else "/".join(checkpoint.url.split("/")[-4:])

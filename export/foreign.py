@@ -20,7 +20,7 @@ from shipline.export.exporter import refuse_failed
 from shipline.export.golden import from_rows
 from shipline.export.latency import batch_of
 from shipline.export.plan import BASELINE
-from shipline.export.publish import MODEL_FILE, Content, check_version, publish
+from shipline.export.publish import Content, check_version, publish
 from shipline.export.rows import Rows
 from shipline.export.runtime import Runtime
 from shipline.signature import DYNAMIC, OIP_DATATYPES, Signature, TensorSpec
@@ -65,12 +65,13 @@ def import_onnx(
     verdicts = [same, alone]
     refuse_failed(model.name, verdicts)
     tolerance = {name: scale * BASELINE.tolerance for name, scale in gates.scales(rows, signature).items()}
+    file = BASELINE.backend_class.model_file
     manifest = ArtifactManifest(
-        name=model.name, version="0", backend="onnxruntime", model_file=MODEL_FILE, precision=IMPORTED,
+        name=model.name, version="0", backend=BASELINE.backend, model_file=file, precision=IMPORTED,
         signature=signature, verdicts=verdicts, serving=settings, tolerance=tolerance,
     )  # fmt: skip
     golden_files = from_rows(rows, signature, GOLDEN_ROWS, worst.row).files()
-    return publish(model, version, partial(_content, manifest, {MODEL_FILE: changed, **golden_files}))
+    return publish(model, version, partial(_content, manifest, {file: changed, **golden_files}))
 
 
 def _content(manifest: ArtifactManifest, files: dict[str, bytes], version: str) -> Content:

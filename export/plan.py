@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from shipline.artifact import ServingSettings
-from shipline.export.passes.base import Pass
+from shipline.backends.base import Backend
+from shipline.export.passes.base import GraphPass, ModulePass, Pass
 from shipline.export.processor import cuts_sums
 from shipline.plugins import load
 
@@ -47,14 +48,22 @@ class Plan:
         precision: what the result is called.
         backend: what runs it.
         passes: what the float32 graph goes through, in order.
+        module_passes: what the module goes through before it is converted.
     """
 
     precision: str
     backend: str
-    passes: tuple[Pass, ...] = ()
+    passes: tuple[GraphPass, ...] = ()
+    module_passes: tuple[ModulePass, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.precision} on {self.backend}"
+        return f"{' '.join([*(each.label for each in self.module_passes), self.precision])} on {self.backend}"
+
+    @property
+    def backend_class(self) -> type[Backend]:
+        """What runs it; importing that may take a second."""
+        found: type[Backend] = load("backend", self.backend)
+        return found
 
     @property
     def compute(self) -> Literal["float32", "bfloat16"]:
@@ -71,6 +80,10 @@ class Plan:
         """The allowed difference between a row's answers alone and among others."""
         return INVARIANCE.get(self.precision, INVARIANCE[self.compute])
 
+    def without_passes(self) -> Plan:
+        """Return the way to the float32 graph that the passes begin with."""
+        return replace(self, precision=FLOAT32, passes=())
+
     def serving(self, max_batch_size: int) -> ServingSettings:
         """Return the settings that the artifact carries."""
         return ServingSettings(max_batch_size=max_batch_size, compute=self.compute)
@@ -80,9 +93,13 @@ BASELINE = Plan(FLOAT32, "onnxruntime")
 
 
 def plan(precision: str, backend: str, passes: Sequence[Pass] = ()) -> Plan:
-    """Return the plan for a precision; passes that are given take the place of its own."""
-    made = tuple(passes) or tuple(load("pass", name)(**settings) for name, settings in PRECISIONS[precision].items())
-    return Plan(made[-1].precision if passes else precision, backend, made)
+    """Return the plan for a precision; graph passes that are given take the place of its own."""
+    of_module = tuple(each for each in passes if isinstance(each, ModulePass))
+    of_graph = tuple(each for each in passes if isinstance(each, GraphPass))
+    if of_graph:
+        return Plan(of_graph[-1].precision, backend, of_graph, of_module)
+    own = tuple(load("pass", name)(**settings) for name, settings in PRECISIONS[precision].items())
+    return Plan(precision, backend, own, of_module)
 
 
 def searched(backend: str | None) -> list[Plan]:

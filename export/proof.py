@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from shipline.export import gates, golden
-from shipline.export.candidate import Candidate, Workbench
+from shipline.export.candidate import Candidate
 from shipline.export.plan import BASELINE
 from shipline.export.recipe import Recipe
 from shipline.export.search import Found, front, search
-from shipline.export.trained import Source, Trained, look_at
+from shipline.export.source import Source
+from shipline.export.trained import Trained, look_at
+from shipline.export.workbench import Workbench
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Proof:
         trained: what is known of the trained module.
         candidates: what was made of it; the first is the float32 graph on onnxruntime.
         chosen: the one to publish.
+        model: its file.
         golden: rows for servers to check themselves with.
         front: those that passed and that no other beats in everything.
         refused: the ways of a search that led nowhere, each with its reason.
@@ -28,6 +31,7 @@ class Proof:
     trained: Trained
     candidates: list[Candidate]
     chosen: Candidate
+    model: bytes
     golden: golden.Golden
     front: list[Candidate] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
@@ -42,31 +46,33 @@ class Proof:
 def prove(source: Source, recipe: Recipe) -> Proof:
     """Make what the recipe asks for, or search it, and put it through every gate."""
     trained = look_at(source, recipe)
-    bench = Workbench(source, recipe, trained)
-    found = search(bench, recipe) if recipe.searches else _asked_for(bench, recipe)
-    _judge_source(found.chosen, trained, source, recipe)
-    rows = _golden(found.chosen, trained, source, recipe)
-    return Proof(trained, found.candidates, found.chosen, rows, front(found.candidates, bench), found.refused)
+    with Workbench(source, recipe, trained) as bench:
+        found = search(bench, recipe) if recipe.searches else _asked_for(bench, recipe)
+        chosen, best = found.chosen, front(found.candidates, bench)
+        _judge_source(chosen, trained, source, recipe)
+        rows = _golden(chosen, source, recipe)
+        return Proof(trained, found.candidates, chosen, chosen.file.read_bytes(), rows, best, found.refused)
 
 
 def _asked_for(bench: Workbench, recipe: Recipe) -> Found:
     plan = recipe.plan()
     candidates = [bench.baseline] if plan == BASELINE else [bench.baseline, bench.make(plan)]
-    bench.time(candidates)
     for candidate in candidates:
+        bench.time(candidate)
         bench.judge(candidate, to_the_end=True)
     return Found(candidates, candidates[-1], [])
 
 
 def _judge_source(chosen: Candidate, trained: Trained, source: Source, recipe: Recipe) -> None:
     """Compare the rebuilt module with what the run itself measured, where it did."""
-    recorded = source.checkpoint.manifest.metrics.get(trained.metric)
+    recorded = source.recorded.get(trained.metric)
     if recorded is not None:
         allowed = recipe.allowed_drop(recorded)
         chosen.verdicts.append(gates.rebuilt(trained.metric, trained.mode, recorded, trained.score, allowed))
 
 
-def _golden(chosen: Candidate, trained: Trained, source: Source, recipe: Recipe) -> golden.Golden:
+def _golden(chosen: Candidate, source: Source, recipe: Recipe) -> golden.Golden:
+    trained = chosen.trained
     if source.processing is None:
         assert chosen.worst is not None
         return golden.from_rows(trained.rows, trained.signature, recipe.golden_rows, chosen.worst.row)

@@ -9,8 +9,6 @@ from shipline.artifact import Artifact, ArtifactManifest, Model
 from shipline.errors import ConfigError, ExistsError, StoreError
 from shipline.store import Publication
 
-MODEL_FILE = "model.onnx"
-
 _VERSION = re.compile(r"0|[1-9][0-9]{0,17}")  # one spelling each: readers list versions as numbers
 
 #: What a version holds: its manifest, and its files by name.

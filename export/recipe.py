@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shipline.errors import ConfigError, unknown_name
-from shipline.export.passes.base import Pass
+from shipline.export.passes.base import GraphPass, Pass
 from shipline.export.plan import BASELINE, BFLOAT16, FLOAT32, PRECISIONS, Plan, plan
 from shipline.plugins import known
 
@@ -33,7 +33,8 @@ class Recipe:
             than this one; "int8-dynamic"; "int8-weights"; "int4-weights"; or "auto": measure them all and publish the
             best that keeps the promise.
         backend: "onnxruntime" or "openvino"; default: onnxruntime, and for "auto" each that is installed.
-        passes: what the graph goes through instead of what the precision stands for, in order.
+        passes: what the module goes through before it is converted; and then what the graph goes through, instead of
+            what the precision stands for; in order.
         objective: what "auto" looks for: "speed" (batches of 1 and the largest alike), "latency" (of 1), "throughput"
             (of the largest), or "size".
         metric: the metric that the export may not cost; default: the one that the checkpoint was chosen by.
@@ -117,13 +118,23 @@ def _check_way(recipe: Recipe) -> None:
             f"Recipe has precision='bfloat16' and backend={recipe.backend!r}: onnxruntime has no bfloat16 on a CPU. "
             "Set backend='openvino'."
         )
-    if recipe.passes and recipe.precision != FLOAT32:
-        raise ConfigError(
-            f"Recipe has passes and precision={recipe.precision!r}: give passes, or the name of a "
-            "precision that has its own."
-        )
+    _check_passes(recipe)
+    if recipe.objective not in _OBJECTIVES:
+        raise ConfigError(f"Recipe has objective={recipe.objective!r}; choose one of {', '.join(_OBJECTIVES)}.")
+
+
+def _check_passes(recipe: Recipe) -> None:
     for each in recipe.passes:
         if not isinstance(each, Pass):
             raise ConfigError(f"Recipe has a {type(each).__name__} among its passes, which is no shipline.export.Pass.")
-    if recipe.objective not in _OBJECTIVES:
-        raise ConfigError(f"Recipe has objective={recipe.objective!r}; choose one of {', '.join(_OBJECTIVES)}.")
+    of_graph = [isinstance(each, GraphPass) for each in recipe.passes]
+    if any(of_graph) and recipe.precision != FLOAT32:
+        raise ConfigError(
+            f"Recipe has passes of a graph and precision={recipe.precision!r}: give passes, or the name of a "
+            "precision that has its own."
+        )
+    if of_graph != sorted(of_graph):
+        raise ConfigError(
+            "Recipe has a pass of a module after one of a graph; a module becomes a graph once. Put passes of the "
+            "module, such as pruning, first."
+        )

@@ -6,9 +6,10 @@ import math
 from dataclasses import dataclass
 
 from shipline.errors import GateError
-from shipline.export.candidate import Candidate, Workbench, refusal
-from shipline.export.plan import searched
+from shipline.export.candidate import Candidate
+from shipline.export.plan import Plan, searched
 from shipline.export.recipe import Recipe
+from shipline.export.workbench import Workbench
 
 
 @dataclass(frozen=True)
@@ -29,46 +30,64 @@ class Found:
 def search(bench: Workbench, recipe: Recipe) -> Found:
     """Try every way that is known here, and choose the best that passes the gates.
 
-    What costs least is asked first: all are timed side by side; then, the best first, each goes through its gates until
-    one fails, the metric over all validation rows last. One that is no better in anything than another that has passed
-    and loses nothing is not judged at all.
+    What costs least is asked first: each is timed beside the float32 graph; then, the best first, each goes through its
+    gates until one fails, the metric over all validation rows last. One that is no better in anything than another that
+    has passed and loses nothing is not judged at all.
     """
+    bench.time(bench.baseline)
+    bench.judge(bench.baseline, to_the_end=True)
+    if bench.baseline.failed:
+        return Found([bench.baseline], bench.baseline, [])
     made, refused = [bench.baseline], []
     for plan in searched(recipe.backend):
         try:
-            candidate = bench.make(plan)
-            bench.try_out(candidate)
+            made.append(_timed(bench, plan))
         except GateError as error:
             refused.append(refusal(plan, error))
-        else:
-            made.append(candidate)
-    bench.time(made)
-    bench.judge(bench.baseline, to_the_end=True)
-    passed = [] if bench.baseline.failed else [bench.baseline]
-    for candidate in sorted(made[1:], key=lambda each: cost(each, bench.baseline, recipe)) if passed else ():
+    passed = [bench.baseline]
+    for candidate in sorted(made[1:], key=lambda each: cost(each, recipe)):
         better = next((other for other in passed if _leaves_nothing(other, candidate, bench)), None)
         if better is not None:
             candidate.left_out = f"{better.plan} is as fast and as small, and loses nothing"
-            continue
-        try:
-            bench.judge(candidate, to_the_end=False)
-        except GateError as error:  # a row that it cannot take
-            candidate.left_out = str(error).splitlines()[0]
-            continue
-        if not candidate.failed:
+        elif _judged(bench, candidate):
             passed.append(candidate)
-    chosen = min(passed, key=lambda each: cost(each, bench.baseline, recipe), default=bench.baseline)
-    return Found(made, chosen, refused)
+    return Found(made, min(passed, key=lambda each: cost(each, recipe)), refused)
 
 
-def cost(candidate: Candidate, baseline: Candidate, recipe: Recipe) -> float:
+def _timed(bench: Workbench, plan: Plan) -> Candidate:
+    candidate = bench.make(plan)
+    try:
+        bench.try_out(candidate)
+        bench.time(candidate)
+    finally:
+        candidate.rest()
+    return candidate
+
+
+def _judged(bench: Workbench, candidate: Candidate) -> bool:
+    """Whether it passes its gates; the first that fails ends it, and so does a row that it cannot take."""
+    try:
+        bench.judge(candidate, to_the_end=False)
+    except GateError as error:
+        candidate.left_out = str(error).splitlines()[0]
+        return False
+    finally:
+        candidate.rest()
+    return not candidate.failed
+
+
+def refusal(plan: Plan, error: GateError) -> str:
+    """Return why a plan made no candidate, in one line."""
+    return f"{plan}: {str(error).splitlines()[0]}"
+
+
+def cost(candidate: Candidate, recipe: Recipe) -> float:
     """Return what the recipe's objective says of a candidate; lower is better."""
     if recipe.objective == "size":
-        return len(candidate.model)
+        return candidate.size
     if recipe.objective == "speed":
-        return -math.prod(candidate.speedup(baseline))
-    at = 0 if recipe.objective == "latency" else -1
-    return candidate.latencies[at].median_ms
+        return -math.prod(candidate.speedup)
+    return -candidate.speedup[0 if recipe.objective == "latency" else -1]
 
 
 def front(candidates: list[Candidate], bench: Workbench) -> list[Candidate]:
@@ -79,13 +98,16 @@ def front(candidates: list[Candidate], bench: Workbench) -> list[Candidate]:
 
 def _leaves_nothing(other: Candidate, candidate: Candidate, bench: Workbench) -> bool:
     """Whether `candidate`, whose metric nobody has measured, cannot be better than `other` in anything."""
-    return bench.drop(other) <= 0 and all(a <= b for a, b in zip(_costs(other), _costs(candidate), strict=True))
+    score = bench.trained.score
+    return other.drop(score) <= 0 and all(a <= b for a, b in zip(_costs(other), _costs(candidate), strict=True))
 
 
 def _beats(other: Candidate, candidate: Candidate, bench: Workbench) -> bool:
-    mine, theirs = (bench.drop(candidate), *_costs(candidate)), (bench.drop(other), *_costs(other))
+    score = bench.trained.score
+    mine, theirs = (candidate.drop(score), *_costs(candidate)), (other.drop(score), *_costs(other))
     return theirs != mine and all(a <= b for a, b in zip(theirs, mine, strict=True))
 
 
 def _costs(candidate: Candidate) -> tuple[float, ...]:
-    return (*(taken.median_ms for taken in candidate.latencies), len(candidate.model))
+    """What its latency is, in parts of the float32 graph's measured beside it, and its size."""
+    return (*(1 / speedup for speedup in candidate.speedup), candidate.size)

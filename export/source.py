@@ -1,8 +1,11 @@
-"""The trained module, rebuilt from its checkpoint."""
+"""What is exported: a trained module, how good it was, and what evaluates it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal, Protocol
 
 import safetensors.torch
 import torch
@@ -10,6 +13,62 @@ from torch import nn
 
 from shipline.checkpoint import Checkpoint
 from shipline.errors import ConfigError, GateError, IntegrityError
+from shipline.export.passes.base import Finetune
+from shipline.lineage import Lineage
+from shipline.processing import Processing
+
+
+class Evaluate(Protocol):
+    """Runs the module's own validation step over real data and returns what it logs."""
+
+    def __call__(
+        self, module: nn.Module, *, split: Literal["val", "train"] = "val", rows: int | None = None
+    ) -> dict[str, float]:
+        """Evaluate on the validation data, or on (the first `rows` of) the training data."""
+        ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is exported, and how to evaluate it on real data.
+
+    Args:
+        build: returns the trained module, in evaluation mode; a new one each time.
+        evaluate: runs its validation.
+        lineage: where it comes from.
+        monitor: the metric that the run was about, where it was about one; and whether "min" or "max" of it is best.
+        recorded: the metrics that the run itself measured.
+        processing: from raw inputs to the module's rows, and back.
+        raw_rows: returns raw inputs of validation rows.
+        finetune: trains the module on, for passes that need it.
+    """
+
+    build: Callable[[], nn.Module]
+    evaluate: Evaluate
+    lineage: Lineage = field(default_factory=Lineage)
+    monitor: str | None = None
+    mode: Literal["min", "max"] | None = None
+    recorded: dict[str, float | None] = field(default_factory=dict)
+    processing: Processing | None = None
+    raw_rows: Callable[[], Iterable[Any]] = tuple
+    finetune: Finetune | None = None
+
+    @classmethod
+    def of_checkpoint(
+        cls, checkpoint: Checkpoint, module_class: Callable[..., nn.Module], evaluate: Evaluate, **others: Any
+    ) -> Source:
+        """Return a checkpoint, with the class that it is of, as a source; `others` are further arguments."""
+        manifest = checkpoint.manifest
+        place = {"checkpoint": _place(checkpoint), "checkpoint_digest": manifest.digest}
+        return cls(
+            build=partial(rebuild, module_class, checkpoint),
+            evaluate=evaluate,
+            lineage=manifest.lineage.model_copy(update=place),
+            monitor=manifest.monitor,
+            mode=manifest.mode,
+            recorded=dict(manifest.metrics),
+            **others,
+        )
 
 
 def rebuild(module_class: Callable[..., nn.Module], checkpoint: Checkpoint) -> nn.Module:
@@ -63,3 +122,8 @@ def _check_finite(tensors: dict[str, torch.Tensor], checkpoint: Checkpoint) -> N
                 f"{checkpoint} has {bad} NaN or infinite values in {name!r} ({tensor.numel()} in all): the run "
                 "diverged. Nothing was published. Export an earlier checkpoint."
             )
+
+
+def _place(checkpoint: Checkpoint) -> str:
+    """Where the checkpoint is: its URL, or on this machine the end of its path, without where this user's files lie."""
+    return checkpoint.url if "://" in checkpoint.url else "/".join(checkpoint.url.split("/")[-4:])

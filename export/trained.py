@@ -2,43 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import nn
 
-from shipline.checkpoint import WEIGHTS, Checkpoint
 from shipline.errors import ConfigError, GateError, nearest
 from shipline.export.recipe import Recipe
 from shipline.export.rows import Rows, recording
 from shipline.export.signature import signature_of
-from shipline.export.source import rebuild
-from shipline.processing import Processing
+from shipline.export.source import Source
 from shipline.signature import Signature
-
-
-class Evaluate(Protocol):
-    """Runs the module's own validation step over real data and returns what it logs."""
-
-    def __call__(
-        self, module: nn.Module, *, split: Literal["val", "train"] = "val", rows: int | None = None
-    ) -> dict[str, float]:
-        """Evaluate on the validation data, or on (the first `rows` of) the training data."""
-        ...
-
-
-@dataclass(frozen=True)
-class Source:
-    """What is exported: a checkpoint, the class that it is of, and how to evaluate it on real data."""
-
-    checkpoint: Checkpoint
-    module_class: Callable[..., nn.Module]
-    evaluate: Evaluate
-    processing: Processing | None = None
-    raw_rows: Callable[[], Iterable[Any]] = tuple
 
 
 @dataclass(frozen=True)
@@ -51,7 +26,11 @@ class Trained:
     metric: str
     mode: str
     metrics: dict[str, float]
-    weights_bytes: int
+
+    @property
+    def weights_bytes(self) -> int:
+        """How large its parameters and buffers are."""
+        return sum(tensor.nbytes for tensor in self.module.state_dict().values() if isinstance(tensor, torch.Tensor))
 
     @property
     def score(self) -> float:
@@ -60,19 +39,40 @@ class Trained:
 
 
 def look_at(source: Source, recipe: Recipe) -> Trained:
-    """Rebuild the module, and record real rows as they go through it.
+    """Build the module, and record real rows as they go through it.
 
     Raises:
         SignatureError: forward, signature and rows do not agree.
         GateError: a weight or an answer is NaN or infinite.
     """
-    module = rebuild(source.module_class, source.checkpoint)
-    with recording(module, recipe.proof_rows) as rows:
-        metrics = source.evaluate(module)
+    module = source.build()
+    rows, metrics = _recorded(module, source, recipe)
     signature = signature_of(module, rows)
     _check_finite(rows, signature)
-    name, mode = _metric_of(recipe, source.checkpoint, metrics)
-    return Trained(module, rows, signature, name, mode, metrics, source.checkpoint.manifest.files[WEIGHTS].size)
+    name, mode = _metric_of(recipe, source, metrics)
+    return Trained(module, rows, signature, name, mode, metrics)
+
+
+def look_again(trained: Trained, module: nn.Module, source: Source, recipe: Recipe) -> Trained:
+    """Return what is known of a module that was made of the trained one.
+
+    Raises:
+        GateError: it has another signature, or an answer is NaN or infinite.
+    """
+    rows, metrics = _recorded(module, source, recipe)
+    if (signature := signature_of(module, rows)) != trained.signature:
+        raise GateError(
+            f"The module that was made has another signature, {signature}, than the trained one, {trained.signature}. "
+            "Nothing was published."
+        )
+    _check_finite(rows, signature)
+    return replace(trained, module=module, rows=rows, metrics=metrics)
+
+
+def _recorded(module: nn.Module, source: Source, recipe: Recipe) -> tuple[Rows, dict[str, float]]:
+    with recording(module, recipe.proof_rows) as rows:
+        metrics = source.evaluate(module)
+    return rows, metrics
 
 
 def calibration_rows(trained: Trained, source: Source, recipe: Recipe) -> Rows:
@@ -94,9 +94,9 @@ def _check_finite(rows: Rows, signature: Signature) -> None:
             )
 
 
-def _metric_of(recipe: Recipe, checkpoint: Checkpoint, metrics: dict[str, float]) -> tuple[str, str]:
+def _metric_of(recipe: Recipe, source: Source, metrics: dict[str, float]) -> tuple[str, str]:
     """Return the metric that counts, and which way is better."""
-    name = recipe.metric or checkpoint.manifest.monitor
+    name = recipe.metric or source.monitor
     logged = ", ".join(metrics) or "nothing"
     if name is None:
         raise ConfigError(
@@ -107,7 +107,7 @@ def _metric_of(recipe: Recipe, checkpoint: Checkpoint, metrics: dict[str, float]
         raise ConfigError(
             f"The metric {name!r} is not logged by validation_step.{nearest(name, metrics)} It logs: {logged}."
         )
-    known = checkpoint.manifest.mode if name == checkpoint.manifest.monitor else None
+    known = source.mode if name == source.monitor else None
     mode = recipe.mode or known
     if mode is None:
         raise ConfigError(f"Is a high {name!r} good, or a low one? Set the recipe's mode to 'max' or 'min'.")

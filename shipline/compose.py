@@ -49,10 +49,10 @@ def export(
     from shipline.export import Source, export as publish
 
     found, module, data = _resolve(checkpoint, module, data)
-    source = Source(
-        checkpoint=found,
-        module_class=module,
-        evaluate=evaluate or evaluator(data),
+    source = Source.of_checkpoint(
+        found,
+        module,
+        evaluate or evaluator(data),
         processing=data.processing,
         raw_rows=data.raw_rows,
     )

@@ -29,6 +29,9 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "onnxruntime": "shipline.backends.onnx:OnnxBackend",
         "openvino": "shipline.backends.openvino:OpenVinoBackend",
     },
+    "converter": {
+        "onnx": "shipline.export.convert.onnx:to_onnx",
+    },
     "accelerator": {
         "cpu": "shipline.train.accelerators.cpu:CpuAccelerator",
         "cuda": "shipline.train.accelerators.torch:TorchAccelerator",

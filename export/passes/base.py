@@ -9,28 +9,64 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol
+
+from torch import nn
 
 from shipline.backends.base import Arrays
 from shipline.errors import GateError
 from shipline.signature import Signature
 
 
+class Finetune(Protocol):
+    """Trains a module in place, as the run did: its data, its optimisers."""
+
+    def __call__(self, module: nn.Module, *, epochs: int) -> None:
+        """Train for so many passes over the training data."""
+        ...
+
+
 @dataclass(frozen=True)
 class Material:
-    """What a pass may look at besides the graph.
+    """What a pass may look at besides what it changes.
 
     Args:
-        signature: of the graph, before and after.
+        signature: before and after.
         calibration: returns training rows, by input name.
+        finetune: trains a module on; None where nobody said how.
     """
 
     signature: Signature
     calibration: Callable[[], Arrays]
+    finetune: Finetune | None = None
 
 
-class Pass(ABC):
-    """One step from an ONNX graph to another of the same signature. Its settings are its constructor's arguments."""
+class Pass:
+    """One step on the way to what is served. Its settings are its constructor's arguments."""
+
+
+class ModulePass(Pass, ABC):
+    """One step from a module to another of the same signature, with weights or layers of its own.
+
+    What follows is proved equal to that one; the metric alone is compared with the trained module's.
+    """
+
+    @property
+    @abstractmethod
+    def label(self) -> str:
+        """What a module is called that went through it, such as "pruned-50%"."""
+
+    @abstractmethod
+    def apply(self, module: nn.Module, material: Material) -> nn.Module:
+        """Return the new module in evaluation mode; the one that was given stays as it is.
+
+        Raises:
+            GateError: the module cannot go through; says why.
+        """
+
+
+class GraphPass(Pass, ABC):
+    """One step from an ONNX graph to another of the same signature."""
 
     #: What a graph is called that went through it, and what its outputs may differ by, in parts of their largest value.
     precision: ClassVar[str]

@@ -7,13 +7,13 @@ from typing import ClassVar
 
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from shipline.export.passes.base import Material, Pass
+from shipline.export.passes.base import GraphPass, Material
 from shipline.export.passes.quantiser import quantised
 from shipline.export.processor import cuts_sums
 
 
 @dataclass(frozen=True, kw_only=True)
-class DynamicInt8(Pass):
+class DynamicInt8(GraphPass):
     """int8 weights; each call finds one scale for an activation of the whole batch.
 
     So a row's answer depends on its batch-mates, which the gate of batch invariance measures, and mostly refuses.

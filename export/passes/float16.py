@@ -7,11 +7,11 @@ from typing import ClassVar
 
 import onnx
 
-from shipline.export.passes.base import Material, Pass, quiet, refused
+from shipline.export.passes.base import GraphPass, Material, quiet, refused
 
 
 @dataclass(frozen=True, kw_only=True)
-class Float16(Pass):
+class Float16(GraphPass):
     """Weights and activations as float16; inputs and outputs stay what they are.
 
     Half the size. onnxruntime's CPU kernels convert to float32 and back, so it is rarely faster there.

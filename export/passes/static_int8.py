@@ -11,7 +11,7 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 
 from shipline.backends.base import Arrays
 from shipline.errors import ConfigError
-from shipline.export.passes.base import Material, Pass
+from shipline.export.passes.base import GraphPass, Material
 from shipline.export.passes.quantiser import quantised
 from shipline.export.processor import cuts_sums
 
@@ -35,7 +35,7 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
 
 
 @dataclass(frozen=True, kw_only=True)
-class StaticInt8(Pass):
+class StaticInt8(GraphPass):
     """int8 weights and uint8 activations, as QuantizeLinear pairs (QDQ).
 
     uint8 activations with int8 weights are what onnxruntime's CPU kernels are fast with; int8 activations are many

@@ -8,11 +8,11 @@ from typing import ClassVar
 import onnx
 
 from shipline.errors import ConfigError
-from shipline.export.passes.base import Material, Pass, quiet, refused
+from shipline.export.passes.base import GraphPass, Material, quiet, refused
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightsInt4(Pass):
+class WeightsInt4(GraphPass):
     """Weights of matrix products in 4 bits, a scale for each block; onnxruntime's own MatMulNBits.
 
     Args:

@@ -13,13 +13,13 @@ import onnx
 from onnx import helper, numpy_helper
 
 from shipline.errors import ConfigError
-from shipline.export.passes.base import Material, Pass, refused
+from shipline.export.passes.base import GraphPass, Material, refused
 
 _AXES = {"MatMul": 1, "Conv": 0}  # along which an operator's weights have their channels
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightsInt8(Pass):
+class WeightsInt8(GraphPass):
     """Weights of products, convolutions and embeddings as int8 with a scale for each channel or row.
 
     They become float again where they are used, with operators that every runtime has: a quarter of the size, about the

@@ -57,17 +57,16 @@ def to_html(content: dict[str, Any]) -> bytes:
 
 
 def _described(candidate: Candidate, proof: Proof) -> dict[str, Any]:
-    baseline = proof.candidates[0]
     return {
         "name": str(candidate.plan),
         "precision": candidate.precision,
         "backend": candidate.plan.backend,
-        "passes": [repr(each) for each in candidate.plan.passes],
+        "passes": [repr(each) for each in (*candidate.plan.module_passes, *candidate.plan.passes)],
         "chosen": candidate is proof.chosen,
         "on_front": any(candidate is each for each in proof.front),
         "left_out": candidate.left_out,
         "metrics": candidate.metrics,
-        "bytes": len(candidate.model),
+        "bytes": candidate.size,
         "latency": [
             {
                 "batch": taken.batch,
@@ -75,9 +74,10 @@ def _described(candidate: Candidate, proof: Proof) -> dict[str, Any]:
                 "p10_ms": taken.p10_ms,
                 "p90_ms": taken.p90_ms,
                 "rounds_ms": list(taken.rounds_ms),
+                "float32_ms": plain.median_ms,
                 "speedup": plain.median_ms / taken.median_ms,
             }
-            for taken, plain in zip(candidate.latencies, baseline.latencies, strict=True)
+            for taken, plain in zip(candidate.latencies, candidate.against, strict=True)
         ],
         "verdicts": [verdict.model_dump(mode="json") for verdict in candidate.verdicts],
     }

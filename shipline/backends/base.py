@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 
@@ -14,6 +14,10 @@ Arrays = dict[str, np.ndarray]
 
 class Backend(ABC):
     """Runs one graph. `run` may be called from several threads at once."""
+
+    #: The name of the converter that makes what `load` takes, and that of the file that an artifact keeps it in.
+    format: ClassVar[str] = "onnx"
+    model_file: ClassVar[str] = "model.onnx"
 
     @classmethod
     @abstractmethod

@@ -11,7 +11,7 @@ import pytest
 
 from shipline.artifact import ServingSettings
 from shipline.errors import GateError
-from shipline.export.passes.base import Material, Pass
+from shipline.export.passes.base import GraphPass, Material
 from shipline.export.rows import Arrays
 from shipline.export.runtime import Runtime
 
@@ -24,7 +24,7 @@ class PassConformance:
         """A graph that the pass can take, and what it may look at."""
         raise NotImplementedError
 
-    def test_the_signature_stays(self, made: Pass, case: tuple[bytes, Material]) -> None:
+    def test_the_signature_stays(self, made: GraphPass, case: tuple[bytes, Material]) -> None:
         model, material = case
         before, after = (onnx.load_from_string(each).graph for each in (model, made.apply(model, material)))
         assert [value.name for value in after.output] == [value.name for value in before.output]
@@ -34,7 +34,7 @@ class PassConformance:
         ]
 
     @pytest.mark.parametrize("rows", [1, 3, 32])
-    def test_answers_are_about_those_of_before(self, made: Pass, case: tuple[bytes, Material], rows: int) -> None:
+    def test_answers_are_about_those_of_before(self, made: GraphPass, case: tuple[bytes, Material], rows: int) -> None:
         model, material = case
         inputs = first(material.calibration(), rows)
         settings = ServingSettings()
@@ -43,26 +43,26 @@ class PassConformance:
             assert one.shape == other.shape
             assert np.abs(one - other).max() <= made.tolerance * np.abs(one).max()
 
-    def test_the_graph_is_smaller(self, made: Pass, case: tuple[bytes, Material]) -> None:
+    def test_the_graph_is_smaller(self, made: GraphPass, case: tuple[bytes, Material]) -> None:
         model, material = case
         assert len(made.apply(model, material)) < len(model)
 
-    def test_the_same_graph_and_rows_give_the_same(self, made: Pass, case: tuple[bytes, Material]) -> None:
+    def test_the_same_graph_and_rows_give_the_same(self, made: GraphPass, case: tuple[bytes, Material]) -> None:
         model, material = case
         assert made.apply(model, material) == made.apply(model, material)
 
-    def test_the_graph_it_was_given_stays_as_it_is(self, made: Pass, case: tuple[bytes, Material]) -> None:
+    def test_the_graph_it_was_given_stays_as_it_is(self, made: GraphPass, case: tuple[bytes, Material]) -> None:
         model, material = case
         before = bytes(model)
         made.apply(model, material)
         assert model == before
 
-    def test_what_is_no_graph_is_refused(self, made: Pass, case: tuple[bytes, Material]) -> None:
+    def test_what_is_no_graph_is_refused(self, made: GraphPass, case: tuple[bytes, Material]) -> None:
         with pytest.raises(GateError, match="so nothing was published"):
             made.apply(b"no graph", case[1])
 
     def test_nobody_is_set_up_who_logs(
-        self, made: Pass, case: tuple[bytes, Material], capfd: pytest.CaptureFixture[str]
+        self, made: GraphPass, case: tuple[bytes, Material], capfd: pytest.CaptureFixture[str]
     ) -> None:
         root = logging.getLogger()
         before = [*root.handlers], root.level
@@ -70,7 +70,7 @@ class PassConformance:
         assert ([*root.handlers], root.level) == before
         assert capfd.readouterr().out == ""
 
-    def test_two_of_the_same_settings_are_equal(self, made: Pass) -> None:
+    def test_two_of_the_same_settings_are_equal(self, made: GraphPass) -> None:
         assert made == copy.copy(made)
 
 

@@ -59,7 +59,7 @@ def artifacts(trained: Run, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 @pytest.fixture(scope="session")
 def source(trained: Run) -> Source:
     """The trained network, as export takes it."""
-    return Source(trained.checkpoint, Tiny, evaluator(trained.data))
+    return Source.of_checkpoint(trained.checkpoint, Tiny, evaluator(trained.data))
 
 
 @pytest.fixture(scope="session")

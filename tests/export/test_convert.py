@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from shipline.artifact import ServingSettings
 from shipline.errors import GateError
-from shipline.export.convert import to_onnx
+from shipline.export.convert.onnx import to_onnx
 from shipline.export.runtime import Runtime
 from shipline.export.signature import signature_of
 from shipline.signature import Signature, TensorSpec

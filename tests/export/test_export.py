@@ -355,7 +355,7 @@ def test_a_checkpoint_may_be_a_run_a_checkpoint_or_a_url(
     given: list[Any] = []
 
     def look(source: Any, *_: Any) -> None:
-        given.append((source.checkpoint.manifest.digest, source.module_class))
+        given.append((source.lineage.checkpoint_digest, type(source.build())))
 
     monkeypatch.setattr("shipline.export.export", look)
     best = str(Path(trained.checkpoint.url).parents[2] / "best")

@@ -18,8 +18,8 @@ from torch.utils.data import TensorDataset
 import shipline as sl
 from shipline.commands import main
 from shipline.errors import ConfigError, GateError, ShiplineError, SignatureError
-from shipline.export import candidate, gates
-from shipline.export.convert import to_onnx
+from shipline.export import gates
+from shipline.export.convert.onnx import to_onnx
 from shipline.export.latency import Latency
 from shipline.export.recipe import Recipe
 from shipline.train import Run
@@ -54,7 +54,7 @@ def test_parity(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) ->
         bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
         return bytes(model.SerializeToString())
 
-    monkeypatch.setattr(candidate, "to_onnx", wrong)
+    monkeypatch.setattr("shipline.export.convert.onnx.to_onnx", wrong)
     said = refused(recipe={"max_metric_drop": 1})
     assert "m as float32 on onnxruntime failed 1 of 4 gates; nothing was published" in said
     assert "parity: outputs differ from the trained module's by 0." in said

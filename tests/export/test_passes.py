@@ -21,8 +21,8 @@ from shipline import plugins
 from shipline.artifact import ServingSettings
 from shipline.errors import ConfigError, GateError
 from shipline.export import gates, processor
-from shipline.export.convert import to_onnx
-from shipline.export.passes.base import Material, Pass
+from shipline.export.convert.onnx import to_onnx
+from shipline.export.passes.base import GraphPass, Material
 from shipline.export.passes.dynamic_int8 import DynamicInt8
 from shipline.export.passes.float16 import Float16
 from shipline.export.passes.static_int8 import StaticInt8
@@ -87,8 +87,8 @@ class TestOnEveryGraph(PassConformance):
         return case
 
     @pytest.fixture(params=[StaticInt8, DynamicInt8, Float16, WeightsInt8])
-    def made(self, request: pytest.FixtureRequest) -> Pass:
-        made: Pass = request.param()
+    def made(self, request: pytest.FixtureRequest) -> GraphPass:
+        made: GraphPass = request.param()
         return made
 
 
@@ -98,7 +98,7 @@ class TestWeightsInt4(PassConformance):
         return graph_of(Products)
 
     @pytest.fixture
-    def made(self) -> Pass:
+    def made(self) -> GraphPass:
         return WeightsInt4()
 
 
@@ -148,7 +148,7 @@ def test_settings_that_are_refused(make: Any, said: str) -> None:
     ("made", "said"),
     [(WeightsInt4(), "no product with a matrix of weights"), (WeightsInt8(), "no weights of 1024 numbers or more")],
 )
-def test_a_graph_without_weights_is_refused(made: Pass, said: str) -> None:
+def test_a_graph_without_weights_is_refused(made: GraphPass, said: str) -> None:
     class Adds(nn.Module):
         def forward(self, x: torch.Tensor) -> Any:
             return x + 1
@@ -264,7 +264,7 @@ def test_which_processors_cut_sums(
 def test_weights_have_as_many_bits_as_the_processor_can_add(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model, material = graph_of(Products)
 
-    def largest(made: Pass) -> int:
+    def largest(made: GraphPass) -> int:
         graph = onnx.load_from_string(made.apply(model, material)).graph
         return max(
             int(np.abs(onnx.numpy_helper.to_array(tensor).astype(int)).max())

@@ -38,7 +38,7 @@ from shipline.export.recipe import AUTO, Precision
         ({"precision": "bfloat16"}, "onnxruntime has no bfloat16 on a CPU. Set backend='openvino'"),
         ({"precision": "bfloat16", "backend": "onnxruntime"}, "Set backend='openvino'"),
         ({"precision": "auto", "passes": (Float16(),)}, "give passes, or the name of a precision"),
-        ({"precision": "int8", "passes": (Float16(),)}, "Recipe has passes and precision='int8'"),
+        ({"precision": "int8", "passes": (Float16(),)}, "Recipe has passes of a graph and precision='int8'"),
         ({"passes": ("float16",)}, "a str among its passes, which is no shipline.export.Pass"),
     ],
 )

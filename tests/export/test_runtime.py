@@ -12,7 +12,7 @@ from torch import nn
 
 from shipline.artifact import ServingSettings
 from shipline.errors import GateError
-from shipline.export.convert import to_onnx
+from shipline.export.convert.onnx import to_onnx
 from shipline.export.latency import measure
 from shipline.export.rows import replaced_forward
 from shipline.export.runtime import Runtime

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +13,31 @@ import pytest
 
 import shipline as sl
 from shipline.artifact import Artifact, open_model
+from shipline.backends.openvino import OpenVinoBackend
 from shipline.commands import main
 from shipline.errors import GateError
-from shipline.export import Source, candidate, search
-from shipline.export.candidate import Candidate, Workbench
+from shipline.export import Source, search, workbench
+from shipline.export.candidate import Candidate
 from shipline.export.latency import Latency
 from shipline.export.passes.static_int8 import StaticInt8
 from shipline.export.plan import BASELINE, Plan, searched
 from shipline.export.recipe import Recipe
-from shipline.export.trained import look_at
+from shipline.export.trained import Trained, look_at
+from shipline.export.workbench import Workbench
 from shipline.train import Run
 
 
 @pytest.fixture(scope="module")
-def bench(source: Source) -> Workbench:
-    """The trained digits."""
-    recipe = sl.Recipe(precision="auto")
-    return Workbench(source, recipe, look_at(source, recipe))
+def looked_at(source: Source) -> Trained:
+    """What is known of the trained digits."""
+    return look_at(source, sl.Recipe(precision="auto"))
+
+
+@pytest.fixture
+def bench(source: Source, looked_at: Trained) -> Iterator[Workbench]:
+    """The trained digits, of which nothing is made yet."""
+    with Workbench(source, sl.Recipe(precision="auto"), looked_at) as bench:
+        yield bench
 
 
 @pytest.fixture
@@ -40,7 +49,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> dict[str, tuple[float, float]]:
         at = 0 if batch == 1 else 1
         return {name: taken(batch, times.get(name, (2.0, 20.0))[at]) for name in runtimes}
 
-    monkeypatch.setattr(candidate, "measure", measure)
+    monkeypatch.setattr(workbench, "measure", measure)
     return times
 
 
@@ -98,7 +107,7 @@ def test_what_is_slower_is_not_asked_for_its_metric(
     bench: Workbench, timed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    monkeypatch.setattr(Workbench, "_metrics", lambda self, runtime: asked.append(runtime) or self.trained.metrics)
+    monkeypatch.setattr(Workbench, "_metrics", lambda self, runtime, like: asked.append(runtime) or like.metrics)
     found = search.search(bench, sl.Recipe(precision="auto", backend="onnxruntime"))
     assert asked == [bench.baseline.runtime]
     assert len(found.candidates) > 3
@@ -109,7 +118,7 @@ def test_a_way_that_leads_nowhere_is_told(bench: Workbench, timed: Any, monkeypa
         raise GateError("The graph cannot be made int8: no rows.")
 
     monkeypatch.setattr(StaticInt8, "apply", fails)
-    found = search.search(fresh(bench), sl.Recipe(precision="auto"))
+    found = search.search(bench, sl.Recipe(precision="auto"))
     assert "int8 on onnxruntime: The graph cannot be made int8: no rows." in found.refused
     assert "int8 on openvino: The graph cannot be made int8: no rows." in found.refused
 
@@ -123,25 +132,9 @@ def test_a_pass_is_applied_once_for_all_backends(bench: Workbench, timed: Any, m
         return apply(self, *given)
 
     monkeypatch.setattr(StaticInt8, "apply", counted)
-    found = search.search(fresh(bench), sl.Recipe(precision="auto"))
+    found = search.search(bench, sl.Recipe(precision="auto"))
     assert {"int8 on onnxruntime", "int8 on openvino"} <= {str(each.plan) for each in found.candidates}
     assert len(applied) == len(set(applied))
-
-
-class Broken:
-    """A runtime that fails at a certain run."""
-
-    def __init__(self, runtime: Any, at: int) -> None:
-        self._runtime, self._left = runtime, at
-
-    def run(self, inputs: Any) -> Any:
-        self._left -= 1
-        if self._left < 0:
-            raise GateError("openvino cannot run the graph on {'x': [1, 64]}: 'x' holds 4294967296.")
-        return self._runtime.run(inputs)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._runtime, name)
 
 
 @pytest.mark.parametrize("at", [0, 1, 2, 40])
@@ -150,16 +143,16 @@ def test_what_cannot_run_real_rows_ends_no_search(
 ) -> None:
     """When it is tried, or only at a row that its gates come to."""
     timed["float32 on openvino"] = (0.5, 5.0)
-    make = Workbench.make
+    run, runs = OpenVinoBackend.run, []
 
-    def broken(self: Workbench, plan: Plan) -> Candidate:
-        found = make(self, plan)
-        if str(plan) == "float32 on openvino":
-            found.runtime = Broken(found.runtime, at)  # type: ignore[assignment]
-        return found
+    def broken(self: OpenVinoBackend, inputs: Any) -> Any:
+        runs.append(1)
+        if len(runs) > at:
+            raise OverflowError("'x' holds 4294967296.")
+        return run(self, inputs)
 
-    monkeypatch.setattr(Workbench, "make", broken)
-    found = search.search(fresh(bench), sl.Recipe(precision="auto", backend="openvino"))
+    monkeypatch.setattr(OpenVinoBackend, "run", broken)
+    found = search.search(bench, sl.Recipe(precision="auto", backend="openvino"))
     assert found.chosen.plan == BASELINE
     left_out = [each.left_out for each in found.candidates if str(each.plan) == "float32 on openvino"]
     assert any("'x' holds 4294967296" in text for text in (*left_out, *found.refused))
@@ -168,37 +161,45 @@ def test_what_cannot_run_real_rows_ends_no_search(
 def test_a_wrong_baseline_ends_the_search(bench: Workbench, timed: Any) -> None:
     """A graph is no better than the float32 graph that it was made of."""
     trained = dataclasses.replace(bench.trained, metrics={**bench.trained.metrics, "val_acc": 2.0})
-    wrong = Workbench(bench._source, sl.Recipe(precision="auto"), trained)
-    found = search.search(wrong, sl.Recipe(precision="auto"))
-    assert found.chosen is wrong.baseline
+    with Workbench(bench._source, sl.Recipe(precision="auto"), trained) as wrong:
+        found = search.search(wrong, sl.Recipe(precision="auto"))
+    assert found.candidates == [found.chosen] == [wrong.baseline]
     assert [verdict.gate for verdict in found.chosen.failed] == ["metric"]
-    assert not any(each.verdicts for each in found.candidates[1:])
 
 
-def fresh(bench: Workbench) -> Workbench:
-    return Workbench(bench._source, sl.Recipe(precision="auto"), bench.trained)
-
-
-def made(name: str, small: float, large: float, size: int, drop: float = 0.0) -> Candidate:
-    """A candidate with these latencies, bytes and loss of accuracy."""
-    runtime: Any = None
-    metrics = {"val_acc": 0.9 - drop}
-    return Candidate(Plan(name, "onnxruntime"), bytes(size), runtime, metrics, [taken(1, small), taken(32, large)])
+def made(trained: Trained, name: str, small: float, large: float, size: int, drop: float = 0.0) -> Candidate:
+    """A candidate with these milliseconds (the float32 graph has 1 and 10), bytes and loss of accuracy."""
+    return Candidate(
+        Plan(name, "onnxruntime"), trained, Path(), size, 32, [taken(1, small), taken(32, large)],
+        [taken(1, 1.0), taken(32, 10.0)], {"val_acc": 0.9 - drop},
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(("objective", "best"), [("speed", "b"), ("latency", "a"), ("throughput", "b"), ("size", "c")])
-def test_each_objective_has_its_own_best(objective: Any, best: str) -> None:
-    plain = made("plain", 1, 10, 100)
-    tried = [plain, made("a", 0.4, 9, 100), made("b", 0.5, 5, 90), made("c", 0.9, 9.9, 30)]
+def test_each_objective_has_its_own_best(looked_at: Trained, objective: Any, best: str) -> None:
+    tried = [
+        made(looked_at, *each)
+        for each in (("plain", 1, 10, 100), ("a", 0.4, 9, 100), ("b", 0.5, 5, 90), ("c", 0.9, 9.9, 30))
+    ]
     recipe = Recipe(precision="auto", objective=objective)
-    assert min(tried, key=lambda each: search.cost(each, plain, recipe)).precision == best
+    assert min(tried, key=lambda each: search.cost(each, recipe)).precision == best
+
+
+def test_speed_is_compared_as_it_was_measured_side_by_side(looked_at: Trained) -> None:
+    """The machine was half as fast while the second was measured."""
+    first, second = made(looked_at, "first", 0.5, 5, 90), made(looked_at, "second", 0.9, 9, 90)
+    second.against = [taken(1, 2.0), taken(32, 20.0)]
+    recipe = Recipe(precision="auto")
+    assert min([first, second], key=lambda each: search.cost(each, recipe)) is second
 
 
 def test_the_front_is_what_nothing_else_beats_in_everything(bench: Workbench) -> None:
-    unbeaten = [made("fast", 1, 5, 100, 0.01), made("exact", 2, 10, 100), made("small", 3, 11, 20, 0.02)]
-    beaten = [made("slow", 2, 11, 100), made("worse", 1, 5, 100, 0.02)]
-    judged = Workbench(bench._source, bench._recipe, dataclasses.replace(bench.trained, metrics={"val_acc": 0.9}))
-    assert search.front([*unbeaten, *beaten], judged) == unbeaten
+    known = dataclasses.replace(bench.trained, metrics={"val_acc": 0.9})
+    fast, exact = made(known, "fast", 1, 5, 100, 0.01), made(known, "exact", 2, 10, 100)
+    unbeaten = [fast, exact, made(known, "small", 3, 11, 20, 0.02)]
+    beaten = [made(known, "slow", 2, 11, 100), made(known, "worse", 1, 5, 100, 0.02)]
+    with Workbench(bench._source, bench._recipe, known) as judged:
+        assert search.front([*unbeaten, *beaten], judged) == unbeaten
 
 
 def test_auto_on_the_command_line(
@@ -215,3 +216,14 @@ def test_auto_on_the_command_line(
     assert "What was measured" in said
     assert "published" in said
     assert "failed latency:" in said
+
+
+def test_a_search_keeps_no_runtime_and_leaves_no_file(source: Source, looked_at: Trained, timed: Any) -> None:
+    """Else it would need the memory of all candidates at once."""
+    recipe = sl.Recipe(precision="auto")
+    with Workbench(source, recipe, looked_at) as bench:
+        found = search.search(bench, recipe)
+        assert len(found.candidates) > 5
+        assert [each for each in found.candidates if "runtime" in vars(each)] == [bench.baseline]
+        assert all(each.file.stat().st_size == each.size for each in found.candidates)
+    assert not any(each.file.exists() for each in found.candidates)

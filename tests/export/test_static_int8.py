@@ -13,7 +13,7 @@ from small_modules import record
 from torch import nn
 
 from shipline.artifact import ServingSettings
-from shipline.export.convert import to_onnx
+from shipline.export.convert.onnx import to_onnx
 from shipline.export.passes.base import Material
 from shipline.export.passes.static_int8 import StaticInt8
 from shipline.export.rows import Rows

@@ -23,14 +23,15 @@ import shipline as sl
 from shipline.artifact import Model, open_model
 from shipline.checkpoint import open_checkpoint
 from shipline.compose import evaluator
-from shipline.export import Source, candidate, exporter, gates, trained
+from shipline.export import Source, exporter, gates, source as sources
+from shipline.export.convert import onnx as conversion
 from shipline.export.passes import static_int8
 from shipline.export.proof import Proof
 from shipline.store import Publication
 
 PROVING: dict[str, tuple[Any, str]] = {
-    "rebuild": (trained, "rebuild"),
-    "convert": (candidate, "to_onnx"),
+    "rebuild": (sources, "_check_finite"),
+    "convert": (conversion, "to_onnx"),
     "quantise": (static_int8, "quantize_static"),
     "prove": (gates, "batch_invariance"),
     "report": (exporter.report, "describe"),
@@ -64,7 +65,7 @@ def die_at(phase: str) -> None:
 
 
 def source_of(checkpoint: str) -> Source:
-    return Source(open_checkpoint(checkpoint), Tiny, evaluator(Digits()))
+    return Source.of_checkpoint(open_checkpoint(checkpoint), Tiny, evaluator(Digits()))
 
 
 def prove(source: Source) -> Proof:

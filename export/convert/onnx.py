@@ -6,7 +6,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import onnx
 import torch
@@ -17,8 +17,12 @@ from shipline.export.rows import Rows
 from shipline.signature import Signature
 
 
-def to_onnx(module: nn.Module, rows: Rows, signature: Signature) -> bytes:
-    """Return the module as one self-contained ONNX file, dynamic in its batch dimension.
+def to_onnx(
+    module: nn.Module, rows: Rows, signature: Signature, compute: Literal["float32", "bfloat16"] = "float32"
+) -> bytes:
+    """Return the module as one self-contained float32 ONNX file, dynamic in its batch dimension.
+
+    What it is computed in, runtimes of ONNX decide by their settings.
 
     The exporter is torch.onnx's, through torch.export (`dynamo=True`). The example has two rows: with one, it would
     quietly fix the batch at 1.

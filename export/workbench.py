@@ -1,0 +1,150 @@
+"""The workbench: makes candidates of a trained module, and puts them through the gates."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+from torch import nn
+
+from shipline import plugins
+from shipline.artifact import Verdict
+from shipline.backends.base import Arrays
+from shipline.errors import ConfigError
+from shipline.export import gates
+from shipline.export.candidate import Candidate
+from shipline.export.latency import batch_of, measure
+from shipline.export.passes.base import Material
+from shipline.export.plan import BASELINE, Plan
+from shipline.export.recipe import Recipe
+from shipline.export.rows import replaced_forward
+from shipline.export.runtime import Runtime
+from shipline.export.source import Source
+from shipline.export.trained import Trained, calibration_rows, look_again
+
+
+class Workbench:
+    """Makes candidates, and judges them; a context manager, after which their files are gone.
+
+    What is made lies on the disk, and a runtime is in memory for as long as it is measured: a search needs no more
+    memory than one candidate beside the float32 graph.
+    """
+
+    def __init__(self, source: Source, recipe: Recipe, trained: Trained) -> None:
+        self._source, self._recipe, self.trained = source, recipe, trained
+        self._drop = recipe.allowed_drop(trained.score)
+        self._modules: list[tuple[tuple[Any, ...], Trained]] = [((), trained)]
+        self._files: list[tuple[tuple[Any, ...], Path]] = []
+        self._scratch = tempfile.TemporaryDirectory(prefix="shipline-export-")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._scratch.cleanup()
+
+    @cached_property
+    def baseline(self) -> Candidate:
+        """The float32 graph on onnxruntime, which all others are compared with."""
+        return self._candidate(BASELINE)
+
+    def make(self, plan: Plan) -> Candidate:
+        """Return the candidate of a plan; GateError where it cannot go that way."""
+        return self.baseline if plan == BASELINE else self._candidate(plan)
+
+    def try_out(self, candidate: Candidate) -> None:
+        """Run it once on real rows; GateError where it cannot."""
+        for batch in (1, self._recipe.max_batch_size):
+            candidate.runtime.run(batch_of(candidate.trained.rows.inputs, batch))
+
+    def time(self, candidate: Candidate) -> None:
+        """Measure its latency for batches of 1 and the largest, side by side with the float32 graph's."""
+        pair = {str(each.plan): each.runtime for each in (self.baseline, candidate)}  # one, for the baseline itself
+        for batch in sorted({1, self._recipe.max_batch_size}):
+            taken = measure(pair, self.trained.rows.inputs, batch)
+            candidate.latencies.append(taken[str(candidate.plan)])
+            candidate.against.append(taken[str(BASELINE)])
+
+    def judge(self, candidate: Candidate, *, to_the_end: bool) -> None:
+        """Gather the verdicts: all of them, or those up to the first that fails."""
+        for verdict in self.verdicts(candidate):
+            candidate.verdicts.append(verdict)
+            if not verdict.passed and not to_the_end:
+                break
+        candidate.verdicts.sort(key=lambda verdict: gates.ORDER.index(verdict.gate))
+
+    def verdicts(self, candidate: Candidate) -> Iterator[Verdict]:
+        """Put a candidate through the gates, those that cost least first; each verdict as it falls."""
+        recipe, runtime, plan, like = self._recipe, candidate.runtime, candidate.plan, candidate.trained
+        largest = recipe.max_batch_size
+        if plan != BASELINE and not (recipe.searches and recipe.objective == "size"):
+            yield gates.latency(candidate.latencies, candidate.against, recipe)
+        if plan.passes or plan.module_passes:
+            yield gates.size(candidate.size, self.baseline.size)
+        limit = recipe.allowed_difference(plan)
+        same, candidate.worst = gates.parity(runtime, like.rows, like.signature, largest, limit)
+        yield same
+        yield gates.batch_invariance(runtime, like.rows, like.signature, largest, plan.invariance)
+        candidate.metrics = self._metrics(runtime, like)
+        trained = self.trained
+        found = candidate.metrics[trained.metric]
+        yield gates.metric(trained.metric, trained.mode, trained.score, found, self._drop)
+
+    def _candidate(self, plan: Plan) -> Candidate:
+        file = self._file(plan)
+        size = file.stat().st_size
+        return Candidate(plan, self._trained(plan.module_passes), file, size, self._recipe.max_batch_size)
+
+    def _file(self, plan: Plan) -> Path:
+        """The file of a plan: made once, though several backends run it."""
+        form = plan.backend_class.format
+        key = (plan.module_passes, plan.passes, form, None if form == "onnx" else plan.compute)
+        for known, path in self._files:
+            if known == key:
+                return path
+        if plan.passes and form != "onnx":
+            raise ConfigError(
+                f"{plan.passes[0]} changes an ONNX graph, and {plan.backend} takes {form}. Set backend='onnxruntime', "
+                "or 'openvino'."
+            )
+        path = Path(self._scratch.name) / str(len(self._files))
+        path.write_bytes(self._made(plan, form))
+        self._files.append((key, path))
+        return path
+
+    def _made(self, plan: Plan, form: str) -> bytes:
+        trained = self._trained(plan.module_passes)
+        if not plan.passes:
+            convert = plugins.load("converter", form)
+            return bytes(convert(trained.module, trained.rows, trained.signature, plan.compute))
+        model = self._file(plan.without_passes()).read_bytes()
+        for each in plan.passes:
+            model = each.apply(model, self._material)
+        return model
+
+    def _trained(self, passes: tuple[Any, ...]) -> Trained:
+        """What is known of the module once it went through these passes: each is applied once."""
+        for known, trained in self._modules:
+            if known == passes:
+                return trained
+        module: nn.Module = passes[-1].apply(self._trained(passes[:-1]).module, self._material)
+        made = look_again(self.trained, module.eval(), self._source, self._recipe)
+        self._modules.append((passes, made))
+        return made
+
+    def _metrics(self, runtime: Runtime, like: Trained) -> dict[str, float]:
+        assert like.rows.structure is not None  # signature_of refuses rows that were never recorded
+        forward = runtime.forward_for(like.module, like.signature, like.rows.structure)
+        with replaced_forward(like.module, forward):
+            return self._source.evaluate(like.module)
+
+    @cached_property
+    def _material(self) -> Material:
+        return Material(self.trained.signature, lambda: self._calibration, self._source.finetune)
+
+    @cached_property
+    def _calibration(self) -> Arrays:
+        return calibration_rows(self.trained, self._source, self._recipe).inputs

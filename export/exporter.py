@@ -59,7 +59,7 @@ def _content(source: Source, recipe: Recipe, proof: Proof, name: str, version: s
         tolerance={
             name: scale * allowed for name, scale in gates.scales(chosen.trained.rows, trained.signature).items()
         },
-        serving=chosen.plan.serving(recipe.max_batch_size),
+        serving=proof.serving,
         lineage=source.lineage,
     )
     files = {manifest.model_file: proof.model}

@@ -9,7 +9,7 @@ import numpy as np
 
 from shipline.artifact import Verdict
 from shipline.backends.base import Arrays
-from shipline.export.latency import Latency
+from shipline.export.latency import Latency, batch_of
 from shipline.export.recipe import Recipe
 from shipline.export.rows import Rows
 from shipline.export.runtime import Runtime
@@ -17,7 +17,17 @@ from shipline.signature import Signature
 
 INVARIANCE_ROWS = 8
 #: As reports list them; a search asks those that cost least first.
-ORDER = ("parity", "batch_invariance", "metric", "latency", "size", "rebuilt", "preprocessing")
+ORDER = (
+    "parity",
+    "batch_invariance",
+    "not_finite",
+    "determinism",
+    "metric",
+    "latency",
+    "size",
+    "rebuilt",
+    "preprocessing",
+)
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,50 @@ def batch_invariance(runtime: Runtime, rows: Rows, signature: Signature, largest
         limit=limit,
         message=text,
     )
+
+
+def not_finite(runtime: Runtime, rows: Rows, signature: Signature, largest_batch: int, limit: float) -> Verdict | None:
+    """A row of NaN or infinity spoils no answer but its own; None where no input can hold one."""
+    floats = [name for name, array in rows.inputs.items() if array.dtype.kind == "f"]
+    if not floats or largest_batch < 2:
+        return None
+    inputs = batch_of(rows.inputs, largest_batch)
+    clean, unit, worst = runtime.run(inputs), scales(rows, signature), Worst(0.0, "", 0, largest_batch)
+    answered = False
+    for value in (np.nan, np.inf):
+        bad = {name: array.copy() for name, array in inputs.items()}
+        for name in floats:
+            bad[name][0] = value
+        for spec, one, many in zip(signature.outputs, clean, runtime.run(bad), strict=True):
+            answered |= bool(np.isfinite(many[0]).all())
+            for row in range(1, largest_batch):
+                difference = _difference(many[row], one[row]) / unit[spec.name]
+                if difference > worst.difference:
+                    worst = Worst(difference, spec.name, row, largest_batch)
+    passed = worst.difference <= limit
+    text = "a row of NaN or infinity changes no other row's answer"
+    if not passed:
+        text = f"a row of NaN or infinity changes another row's answer by {worst.difference:.2g} ({worst})"
+    text += "; its own is made of ordinary numbers, as if nothing were wrong" if answered else "; its own says so"
+    return Verdict(gate="not_finite", passed=passed, measured=_finite(worst.difference), limit=limit, message=text)
+
+
+def determinism(
+    runtime: Runtime, others: dict[int, Runtime], rows: Rows, signature: Signature, batch: int, limit: float
+) -> Verdict:
+    """The same rows are answered alike again and again, and by the same file with other numbers of threads."""
+    inputs, unit = batch_of(rows.inputs, batch), scales(rows, signature)
+    first = runtime.run(inputs)
+    runs = [("run again", runtime)] * 3 + [(f"with {threads} threads", other) for threads, other in others.items()]
+    worst, where = 0.0, "run again"
+    for name, each in runs:
+        for spec, one, other in zip(signature.outputs, first, each.run(inputs), strict=True):
+            difference = _difference(one, other) / unit[spec.name]
+            if difference > worst:
+                worst, where = difference, name
+    text = f"the same rows {'are answered alike' if not worst else f'differ by {worst:.2g} of the largest value'}"
+    text += f" ({where})" if worst else ", run again" + "".join(f" and with {threads} threads" for threads in others)
+    return Verdict(gate="determinism", passed=worst <= limit, measured=_finite(worst), limit=limit, message=text)
 
 
 def metric(name: str, mode: str, trained: float, exported: float, allowed: float) -> Verdict:

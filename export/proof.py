@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from shipline.artifact import ServingSettings
 from shipline.export import gates, golden
 from shipline.export.candidate import Candidate
 from shipline.export.plan import BASELINE
 from shipline.export.recipe import Recipe
 from shipline.export.search import Found, front, search
+from shipline.export.settings import Point, tune
 from shipline.export.source import Source
 from shipline.export.trained import Trained, look_at
 from shipline.export.workbench import Workbench
@@ -23,6 +25,7 @@ class Proof:
         candidates: what was made of it; the first is the float32 graph on onnxruntime.
         chosen: the one to publish.
         model: its file.
+        serving: the settings for servers to start from, and what was measured to find them.
         golden: rows for servers to check themselves with.
         front: those that passed and that no other beats in everything.
         refused: the ways of a search that led nowhere, each with its reason.
@@ -32,6 +35,8 @@ class Proof:
     candidates: list[Candidate]
     chosen: Candidate
     model: bytes
+    serving: ServingSettings
+    points: list[Point]
     golden: golden.Golden
     front: list[Candidate] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
@@ -51,7 +56,9 @@ def prove(source: Source, recipe: Recipe) -> Proof:
         chosen, best = found.chosen, front(found.candidates, bench)
         _judge_source(chosen, trained, source, recipe)
         rows = _golden(chosen, source, recipe)
-        return Proof(trained, found.candidates, chosen, chosen.file.read_bytes(), rows, best, found.refused)
+        serving, points = tune(chosen)
+        model = chosen.file.read_bytes()
+        return Proof(trained, found.candidates, chosen, model, serving, points, rows, best, found.refused)
 
 
 def _asked_for(bench: Workbench, recipe: Recipe) -> Found:

@@ -13,6 +13,7 @@ from torch import nn
 from shipline import plugins
 from shipline.artifact import Verdict
 from shipline.backends.base import Arrays
+from shipline.backends.cores import cores
 from shipline.errors import ConfigError
 from shipline.export import gates
 from shipline.export.candidate import Candidate
@@ -88,6 +89,9 @@ class Workbench:
         same, candidate.worst = gates.parity(runtime, like.rows, like.signature, largest, limit)
         yield same
         yield gates.batch_invariance(runtime, like.rows, like.signature, largest, plan.invariance)
+        if verdict := gates.not_finite(runtime, like.rows, like.signature, largest, plan.invariance):
+            yield verdict
+        yield self._determinism(candidate)
         candidate.metrics = self._metrics(runtime, like)
         trained = self.trained
         found = candidate.metrics[trained.metric]
@@ -134,6 +138,21 @@ class Workbench:
         made = look_again(self.trained, module.eval(), self._source, self._recipe)
         self._modules.append((passes, made))
         return made
+
+    def _determinism(self, candidate: Candidate) -> Verdict:
+        """Load it a second time, with all cores, and compare."""
+        like, largest = candidate.trained, self._recipe.max_batch_size
+        served = candidate.plan.serving(largest)
+        others = {}
+        if cores() > served.threads:
+            settings = served.model_copy(update={"threads": cores()})
+            others[cores()] = Runtime(candidate.file.read_bytes(), settings, candidate.plan.backend)
+        try:
+            limit = candidate.plan.invariance
+            return gates.determinism(candidate.runtime, others, like.rows, like.signature, largest, limit)
+        finally:
+            for other in others.values():
+                other.close()
 
     def _metrics(self, runtime: Runtime, like: Trained) -> dict[str, float]:
         assert like.rows.structure is not None  # signature_of refuses rows that were never recorded

@@ -45,7 +45,7 @@ class ServedModel:
         settings = manifest.serving
         self._batcher = Batcher(
             backend.run,
-            max_batch=settings.max_batch_size,
+            max_batch=min(settings.preferred_batch_size or settings.max_batch_size, settings.max_batch_size),
             max_queued=settings.max_batch_size * QUEUED_BATCHES,
             threads=threads_for(_batch_seconds(backend, example.inputs, settings.max_batch_size), settings),
             stats=self.metrics,

@@ -48,7 +48,8 @@ class ServingSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_batch_size: int = Field(default=32, ge=1)
+    max_batch_size: int = Field(default=32, ge=1)  # rows of a request, and of the largest batch that was proved
+    preferred_batch_size: int | None = Field(default=None, ge=1)  # rows that servers join; default: the largest
     threads: int = Field(default=1, ge=1)
     compute: Literal["float32", "bfloat16"] = "float32"  # what a backend that has the choice computes in
 

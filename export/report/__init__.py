@@ -41,6 +41,11 @@ def describe(manifest: ArtifactManifest, proof: Proof, recipe: Recipe) -> dict[s
         },
         "candidates": [_described(candidate, proof) for candidate in proof.candidates],
         "refused": proof.refused,
+        "serving": {
+            "batch": proof.serving.preferred_batch_size,
+            "threads": proof.serving.threads,
+            "measured": [dataclasses.asdict(point) for point in proof.points],
+        },
         "lineage": manifest.lineage.model_dump(mode="json"),
         "exported_with": {"python": platform.python_version(), "machine": platform.machine(), **_versions()},
     }

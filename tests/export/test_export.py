@@ -22,6 +22,7 @@ from small_modules import Cells, CellTable, Digits, Tiny, fit
 
 import shipline as sl
 from shipline.artifact import GOLDEN_TENSORS, PROCESSING, Artifact, Model, find_artifacts, open_model
+from shipline.backends.cores import cores
 from shipline.checkpoint import open_checkpoint
 from shipline.errors import ConfigError, ExistsError, NotFoundError, StoreError
 from shipline.export import exporter
@@ -57,11 +58,15 @@ def tree(url: str) -> set[str]:
     return {str(path.relative_to(url)) for path in Path(url).rglob("*") if path.is_file()}
 
 
+#: The gates that compare answers.
+SAME = ("parity", "batch_invariance", "not_finite", "determinism")
+
+
 @pytest.mark.parametrize(
     ("precision", "gates"),
     [
-        ("float32", ["parity", "batch_invariance", "metric", "rebuilt"]),
-        ("int8", ["parity", "batch_invariance", "metric", "latency", "size", "rebuilt"]),
+        ("float32", [*SAME, "metric", "rebuilt"]),
+        ("int8", [*SAME, "metric", "latency", "size", "rebuilt"]),
     ],
 )
 def test_an_artifact_says_what_it_is(
@@ -73,6 +78,8 @@ def test_an_artifact_says_what_it_is(
     assert str(manifest.signature) == "x: float32[-1, 64] -> output: float32[-1, 10]"
     assert set(manifest.files) == FILES
     assert manifest.serving.max_batch_size == 32
+    assert 1 <= (manifest.serving.preferred_batch_size or 0) <= 32
+    assert 1 <= manifest.serving.threads <= cores()
     assert [verdict.gate for verdict in manifest.verdicts] == gates
     assert all(verdict.passed for verdict in manifest.verdicts)
     metrics, allowed = trained.checkpoint.manifest.metrics, plan(precision, "onnxruntime").tolerance

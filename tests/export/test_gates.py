@@ -22,6 +22,7 @@ from shipline.export import gates
 from shipline.export.convert.onnx import to_onnx
 from shipline.export.latency import Latency
 from shipline.export.recipe import Recipe
+from shipline.export.rows import Rows
 from shipline.train import Run
 
 
@@ -56,7 +57,7 @@ def test_parity(refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr("shipline.export.convert.onnx.to_onnx", wrong)
     said = refused(recipe={"max_metric_drop": 1})
-    assert "m as float32 on onnxruntime failed 1 of 4 gates; nothing was published" in said
+    assert "m as float32 on onnxruntime failed 1 of 6 gates; nothing was published" in said
     assert "parity: outputs differ from the trained module's by 0." in said
     assert "of their largest value at most (row " in said
     assert "output 'output', in a batch of " in said
@@ -72,7 +73,7 @@ def test_what_float32_cannot_answer_does_not_hide_behind_the_tolerance_of_int8(r
             return super().forward(x) * (1 + self.calls * 1e-3)
 
     said = refused(Drifts, {"precision": "int8", "min_speedup": 0, "max_metric_drop": 1})
-    assert "m as float32 on onnxruntime failed 1 of 3 gates" in said
+    assert "m as float32 on onnxruntime failed 1 of 5 gates" in said
     assert "parity: " in said
     assert "0.0001 is allowed" in said
 
@@ -83,7 +84,8 @@ def test_batch_invariance(refused: Callable[..., str]) -> None:
             return super().forward(x - x.mean(0))
 
     said = refused(SubtractsTheMean, {"tolerance": 10, "max_metric_drop": 1})
-    assert "failed 1 of 4 gates" in said
+    assert "failed 2 of 6 gates" in said
+    assert "not_finite: a row of NaN or infinity changes another row's answer by inf (row 1, " in said
     assert "batch_invariance: a row's answer alone and among others differs by " in said
     assert "in a batch of 32); 0.0001 is allowed" in said
 
@@ -102,7 +104,7 @@ COARSE = {"precision": "int8", "tolerance": 10, "min_speedup": 0}
 
 def test_the_metric(refused: Callable[..., str]) -> None:
     said = refused(recipe=COARSE, data=DarkTraining())
-    assert "m as int8 on onnxruntime failed 1 of 6 gates" in said
+    assert "m as int8 on onnxruntime failed 1 of 8 gates" in said
     assert "metric: val_acc is 0." in said
     assert "the trained module's is 0." in said
     assert ": worse by 0." in said
@@ -119,7 +121,7 @@ def test_a_metric_that_should_be_low(refused: Callable[..., str]) -> None:
 
 def test_latency(refused: Callable[..., str]) -> None:
     said = refused(recipe={"precision": "int8", "min_speedup": 1000, "max_metric_drop": 1})
-    assert "failed 1 of 6 gates" in said
+    assert "failed 1 of 8 gates" in said
     assert "times as fast as float32 on this machine (" in said
     assert "x at batch 1, " in said
     assert "x at batch 32); 1000 is needed" in said
@@ -129,7 +131,7 @@ def test_size(refused: Callable[..., str], tmp_path: Path) -> None:
     """What says how to dequantise so few weights is larger than they are."""
     run = fit(Tiny(width=2), Digits(), tmp_path / "runs", epochs=1, limit_train_batches=1)
     said = refused(recipe={"precision": "int8", "min_speedup": 0, "tolerance": 10, "max_metric_drop": 1}, run=run)
-    assert "failed 1 of 6 gates" in said
+    assert "failed 1 of 8 gates" in said
     assert "size: " in said
     assert "of the float32 graph's " in said
     assert "; less is needed" in said
@@ -144,7 +146,7 @@ def test_preprocessing(refused: Callable[..., str], trained_cells: Run) -> None:
             return [*rows[:7], *({name: round(value) for name, value in row.items()} for row in rows[7:])]
 
     said = refused(Cells, run=trained_cells, data=Rounds())
-    assert "m as float32 on onnxruntime failed 1 of 5 gates" in said
+    assert "m as float32 on onnxruntime failed 1 of 7 gates" in said
     assert "preprocessing: 7 of 10 raw rows, once processed, are rows that the module was validated on" in said
     assert "raw row 7 is the first that is not" in said
 
@@ -155,7 +157,7 @@ def test_a_gate_that_fails_ends_the_command_with_3(
     options = ["--recipe.precision", "int8", "--recipe.min_speedup", "1000", "--recipe.max_metric_drop", "1"]
     assert main([*command_line, *options]) == 3
     said = capsys.readouterr().err
-    assert "shipline export: m as int8 on onnxruntime failed 1 of 6 gates; nothing was published" in said
+    assert "shipline export: m as int8 on onnxruntime failed 1 of 8 gates; nothing was published" in said
     assert "1000 is needed" in said
     assert not (tmp_path / "models").exists()
 
@@ -402,9 +404,20 @@ class AlwaysDropsOut(Tiny):
         return super().forward(F.dropout(x, 0.5, training=True))
 
 
+class AddsNothing(Tiny):
+    """To a row, of all rows: which is something where one of them is not finite."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return super().forward(x + 0 * x.sum(0))
+
+
 @pytest.mark.parametrize(
     ("module", "failed"),
-    [(AttendsToTheBatch, {"parity", "batch_invariance"}), (AlwaysDropsOut, {"parity", "batch_invariance"})],
+    [
+        (AttendsToTheBatch, {"parity", "batch_invariance"}),
+        (AlwaysDropsOut, {"parity", "batch_invariance", "not_finite", "determinism"}),
+        (AddsNothing, {"not_finite"}),
+    ],
 )
 def test_a_module_that_answers_differently_each_time(
     refused: Callable[..., str], module: type[Tiny], failed: set[str]
@@ -441,6 +454,70 @@ def test_a_run_that_monitored_nothing_needs_a_metric(refused: Callable[..., str]
     assert "Which metric counts? The run monitored none" in said
     assert "validation_step logs: val_acc, val_loss" in said
     sl.export(run, {"metric": "val_acc", "mode": "max"}, to=str(tmp_path / "m"))
+
+
+# ---- answers, again and again ----------------------------------------------------------------------------------------
+
+
+class Drifting:
+    """Answers with its rows, plus as much more each time."""
+
+    def __init__(self, by: float) -> None:
+        self._by, self._more = by, 0.0
+
+    def run(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        self._more += self._by
+        return [inputs["x"] + np.float32(self._more)]
+
+
+def rows_of(values: np.ndarray) -> tuple[Rows, sl.Signature]:
+    """Rows of a module that answers with its input."""
+    rows = Rows(len(values))
+    rows.add({"x": torch.from_numpy(values)}, torch.from_numpy(values))
+    spec = sl.TensorSpec(name="x", dtype="float32", shape=(-1, *values.shape[1:]))
+    return rows, sl.Signature(inputs=(spec,), outputs=(spec.model_copy(update={"name": "y"}),))
+
+
+@pytest.mark.parametrize(
+    ("by", "other", "said"),
+    [
+        (0.0, 0.0, "the same rows are answered alike, run again and with 4 threads"),
+        (0.1, 0.0, "the same rows differ by 0.3 of the largest value (run again)"),
+        (0.0, 0.2, "the same rows differ by 0.2 of the largest value (with 4 threads)"),
+    ],
+)
+def test_answers_must_not_change(by: float, other: float, said: str) -> None:
+    rows, signature = rows_of(np.linspace(0, 1, 8, dtype=np.float32)[:, None])
+    runtimes: Any = Drifting(by), {4: Drifting(other)}
+    verdict = gates.determinism(*runtimes, rows, signature, 8, 1e-4)
+    assert verdict.message == said
+    assert verdict.passed is (by == other == 0.0)
+
+
+def test_a_row_that_is_not_finite_is_told_from_its_mates() -> None:
+    class Hides:
+        """Makes numbers of what is not finite, as whole numbers of 8 bits do."""
+
+        def run(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+            return [np.nan_to_num(inputs["x"], posinf=1.0)]
+
+    rows, signature = rows_of(np.linspace(0, 1, 8, dtype=np.float32)[:, None])
+    hiding: Any = Hides()
+    verdict = gates.not_finite(hiding, rows, signature, 8, 1e-4)
+    assert verdict is not None
+    assert verdict.passed
+    assert verdict.message.endswith("its own is made of ordinary numbers, as if nothing were wrong")
+    telling: Any = Drifting(0.0)
+    verdict = gates.not_finite(telling, rows, signature, 8, 1e-4)
+    assert verdict is not None
+    assert verdict.message == "a row of NaN or infinity changes no other row's answer; its own says so"
+
+
+def test_whole_numbers_are_always_finite() -> None:
+    rows = Rows(2)
+    rows.add({"x": torch.ones(2, 1, dtype=torch.int64)}, torch.ones(2, 1))
+    nobody: Any = None
+    assert gates.not_finite(nobody, rows, nobody, 2, 0.0) is None
 
 
 # ---- verdicts, one by one --------------------------------------------------------------------------------------------

@@ -65,7 +65,9 @@ def test_it_says_what_was_measured_of_each_candidate(artifacts: dict[str, Artifa
     assert chosen["bytes"] == manifest.files["model.onnx"].size < plain["bytes"]
     assert chosen["verdicts"] == [verdict.model_dump(mode="json") for verdict in manifest.verdicts]
     assert chosen["metrics"] == manifest.metrics
-    assert [verdict["gate"] for verdict in plain["verdicts"]] == ["parity", "batch_invariance", "metric"]
+    assert [verdict["gate"] for verdict in plain["verdicts"]] == [
+        "parity", "batch_invariance", "not_finite", "determinism", "metric",
+    ]  # fmt: skip
     for candidate in (plain, chosen):
         assert [taken["batch"] for taken in candidate["latency"]] == [1, 32]
         for taken in candidate["latency"]:

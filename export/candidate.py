@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from shipline.artifact import Verdict
 from shipline.export import gates
@@ -25,6 +26,7 @@ class Candidate:
         file: where it is; gone once the proof is.
         size: of the file, in bytes.
         max_batch_size: the largest batch that servers will make.
+        notes: what passes noted down for the report.
         latencies: for batches of 1 and the largest.
         against: those of the float32 graph, measured side by side with these.
         metrics: of the module's own validation step, answered by the file.
@@ -37,6 +39,7 @@ class Candidate:
     file: Path
     size: int
     max_batch_size: int
+    notes: dict[str, Any] = field(default_factory=dict)
     latencies: list[Latency] = field(default_factory=list)
     against: list[Latency] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)

@@ -28,6 +28,7 @@ PRECISIONS: dict[str, dict[str, dict[str, Any]]] = {
     "float16": {"float16": {}},
     "int8": {"static-int8": {}},
     "int8-portable": {"static-int8": {"reduce_range": True}},
+    "int8-mixed": {"mixed-int8": {}},
     "int8-dynamic": {"dynamic-int8": {}},
     "int8-weights": {"weights-int8": {}},
     "int4-weights": {"weights-int4": {}},
@@ -35,8 +36,17 @@ PRECISIONS: dict[str, dict[str, dict[str, Any]]] = {
 
 # What a search tries on each backend, where that is installed.
 SEARCHED = {
-    "onnxruntime": (FLOAT32, "int8", "int8-portable", "int8-dynamic", "int8-weights", "int4-weights", "float16"),
-    "openvino": (FLOAT32, BFLOAT16, "int8", "int8-portable", "int8-weights"),
+    "onnxruntime": (
+        FLOAT32,
+        "int8",
+        "int8-portable",
+        "int8-mixed",
+        "int8-dynamic",
+        "int8-weights",
+        "int4-weights",
+        "float16",
+    ),
+    "openvino": (FLOAT32, BFLOAT16, "int8", "int8-portable", "int8-mixed", "int8-weights"),
 }
 
 

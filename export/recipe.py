@@ -16,7 +16,8 @@ AUTO = "auto"
 
 #: Those of `plan.PRECISIONS`, and "auto".
 Precision = Literal[
-    "float32", "bfloat16", "float16", "int8", "int8-portable", "int8-dynamic", "int8-weights", "int4-weights", "auto"
+    "float32", "bfloat16", "float16",
+    "int8", "int8-portable", "int8-mixed", "int8-dynamic", "int8-weights", "int4-weights", "auto",
 ]  # fmt: skip
 Objective = Literal["speed", "latency", "throughput", "size"]
 _OBJECTIVES = ("speed", "latency", "throughput", "size")
@@ -30,8 +31,8 @@ class Recipe:
     Args:
         precision: "float32"; "bfloat16": float32 weights, computed in bfloat16 (OpenVINO); "float16"; "int8": weights
             and activations, scales measured on training rows; "int8-portable": the same for older processors
-            than this one; "int8-dynamic"; "int8-weights"; "int4-weights"; or "auto": measure them all and publish the
-            best that keeps the promise.
+            than this one; "int8-mixed": products alone, without those that suffer most; "int8-dynamic";
+            "int8-weights"; "int4-weights"; or "auto": measure them all and publish the best that keeps the promise.
         backend: "onnxruntime" or "openvino"; default: onnxruntime, and for "auto" each that is installed.
         passes: what the module goes through before it is converted; and then what the graph goes through, instead of
             what the precision stands for; in order.

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from torch import nn
 
@@ -27,6 +27,13 @@ from shipline.export.source import Source
 from shipline.export.trained import Trained, calibration_rows, look_again
 
 
+class _Made(NamedTuple):
+    """A file, and what passes noted down while they made it."""
+
+    file: Path
+    notes: dict[str, Any]
+
+
 class Workbench:
     """Makes candidates, and judges them; a context manager, after which their files are gone.
 
@@ -38,7 +45,7 @@ class Workbench:
         self._source, self._recipe, self.trained = source, recipe, trained
         self._drop = recipe.allowed_drop(trained.score)
         self._modules: list[tuple[tuple[Any, ...], Trained]] = [((), trained)]
-        self._files: list[tuple[tuple[Any, ...], Path]] = []
+        self._files: list[tuple[tuple[Any, ...], _Made]] = []
         self._scratch = tempfile.TemporaryDirectory(prefix="shipline-export-")
 
     def __enter__(self) -> Self:
@@ -98,35 +105,35 @@ class Workbench:
         yield gates.metric(trained.metric, trained.mode, trained.score, found, self._drop)
 
     def _candidate(self, plan: Plan) -> Candidate:
-        file = self._file(plan)
-        size = file.stat().st_size
-        return Candidate(plan, self._trained(plan.module_passes), file, size, self._recipe.max_batch_size)
+        made = self._made(plan)
+        size, largest = made.file.stat().st_size, self._recipe.max_batch_size
+        return Candidate(plan, self._trained(plan.module_passes), made.file, size, largest, made.notes)
 
-    def _file(self, plan: Plan) -> Path:
+    def _made(self, plan: Plan) -> _Made:
         """The file of a plan: made once, though several backends run it."""
         form = plan.backend_class.format
         key = (plan.module_passes, plan.passes, form, None if form == "onnx" else plan.compute)
-        for known, path in self._files:
+        for known, made in self._files:
             if known == key:
-                return path
+                return made
         if plan.passes and form != "onnx":
             raise ConfigError(
                 f"{plan.passes[0]} changes an ONNX graph, and {plan.backend} takes {form}. Set backend='onnxruntime', "
                 "or 'openvino'."
             )
-        path = Path(self._scratch.name) / str(len(self._files))
-        path.write_bytes(self._made(plan, form))
-        self._files.append((key, path))
-        return path
+        made = _Made(Path(self._scratch.name) / str(len(self._files)), {})
+        made.file.write_bytes(self._content(plan, form, made.notes))
+        self._files.append((key, made))
+        return made
 
-    def _made(self, plan: Plan, form: str) -> bytes:
+    def _content(self, plan: Plan, form: str, notes: dict[str, Any]) -> bytes:
         trained = self._trained(plan.module_passes)
         if not plan.passes:
             convert = plugins.load("converter", form)
             return bytes(convert(trained.module, trained.rows, trained.signature, plan.compute))
-        model = self._file(plan.without_passes()).read_bytes()
+        model = self._made(plan.without_passes()).file.read_bytes()
         for each in plan.passes:
-            model = each.apply(model, self._material)
+            model = each.apply(model, self._material(notes))
         return model
 
     def _trained(self, passes: tuple[Any, ...]) -> Trained:
@@ -134,7 +141,7 @@ class Workbench:
         for known, trained in self._modules:
             if known == passes:
                 return trained
-        module: nn.Module = passes[-1].apply(self._trained(passes[:-1]).module, self._material)
+        module: nn.Module = passes[-1].apply(self._trained(passes[:-1]).module, self._material({}))
         made = look_again(self.trained, module.eval(), self._source, self._recipe)
         self._modules.append((passes, made))
         return made
@@ -160,9 +167,8 @@ class Workbench:
         with replaced_forward(like.module, forward):
             return self._source.evaluate(like.module)
 
-    @cached_property
-    def _material(self) -> Material:
-        return Material(self.trained.signature, lambda: self._calibration, self._source.finetune)
+    def _material(self, notes: dict[str, Any]) -> Material:
+        return Material(self.trained.signature, lambda: self._calibration, self._source.finetune, notes)
 
     @cached_property
     def _calibration(self) -> Arrays:

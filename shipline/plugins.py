@@ -90,6 +90,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "pass": {
         "dynamic-int8": "shipline.export.passes.dynamic_int8:DynamicInt8",
         "float16": "shipline.export.passes.float16:Float16",
+        "mixed-int8": "shipline.export.passes.mixed_int8:MixedInt8",
         "static-int8": "shipline.export.passes.static_int8:StaticInt8",
         "weights-int4": "shipline.export.passes.weights_int4:WeightsInt4",
         "weights-int8": "shipline.export.passes.weights_int8:WeightsInt8",

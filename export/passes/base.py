@@ -8,8 +8,8 @@ import logging
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
 
 from torch import nn
 
@@ -34,11 +34,13 @@ class Material:
         signature: before and after.
         calibration: returns training rows, by input name.
         finetune: trains a module on; None where nobody said how.
+        notes: what passes have found out, for the report.
     """
 
     signature: Signature
     calibration: Callable[[], Arrays]
     finetune: Finetune | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
 
 
 class Pass:

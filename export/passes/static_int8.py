@@ -25,6 +25,8 @@ _METHODS = {
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
+    """Gives onnxruntime the calibration rows, in batches."""
+
     def __init__(self, rows: Arrays) -> None:
         count = len(next(iter(rows.values())))
         starts = range(0, count, CALIBRATION_BATCH)
@@ -56,6 +58,9 @@ class StaticInt8(GraphPass):
     op_types: tuple[str, ...] = ()
     keep_float: tuple[str, ...] = ()
 
+    #: Operators whose results are rounded only where a quantised node takes them.
+    float_outputs: ClassVar[tuple[str, ...]] = ()
+
     precision: ClassVar[str] = "int8"
     tolerance: ClassVar[float] = 5e-2
 
@@ -68,23 +73,34 @@ class StaticInt8(GraphPass):
         rows = material.calibration()
         inputs = {spec.name: rows[spec.name] for spec in material.signature.inputs}
 
-        def quantise(prepared: str, small: str) -> None:
-            quantize_static(
-                prepared,
-                small,
-                _Reader(inputs),
-                quant_format=QuantFormat.QDQ,
-                activation_type=QuantType.QUInt8,
-                weight_type=QuantType.QInt8,
-                per_channel=self.per_channel,
-                reduce_range=cuts_sums() if self.reduce_range is None else self.reduce_range,
-                calibrate_method=_METHODS[self.calibration],
-                op_types_to_quantize=list(self.op_types) or None,
-                nodes_to_exclude=list(self.keep_float),
-            )
-
-        prepared, small = quantised(model, self.precision, quantise)
+        prepared, small = quantised(
+            model, self.precision, lambda prepared, small: self._write(prepared, small, inputs, material)
+        )
         return _float_outputs(small, prepared)
+
+    def _write(self, prepared: str, small: str, rows: Arrays, material: Material) -> None:
+        """Write the quantised graph of one file to the other."""
+        self._quantise(prepared, small, rows, self.keep_float)
+
+    def _quantise(
+        self, prepared: str, small: str, rows: Arrays, keep_float: tuple[str, ...], scales: str | None = None
+    ) -> None:
+        """Call the library; it reads what it has measured of the rows from the file `scales`, once that is there."""
+        quantize_static(
+            prepared,
+            small,
+            _Reader(rows),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=self.per_channel,
+            reduce_range=cuts_sums() if self.reduce_range is None else self.reduce_range,
+            calibrate_method=_METHODS[self.calibration],
+            op_types_to_quantize=list(self.op_types) or None,
+            nodes_to_exclude=list(keep_float),
+            calibration_cache_path=scales,
+            extra_options={"OpTypesToExcludeOutputQuantization": list(self.float_outputs)},
+        )
 
 
 def _float_outputs(data: bytes, plain: bytes) -> bytes:

@@ -70,6 +70,7 @@ def _described(candidate: Candidate, proof: Proof) -> dict[str, Any]:
         "chosen": candidate is proof.chosen,
         "on_front": any(candidate is each for each in proof.front),
         "left_out": candidate.left_out,
+        "notes": candidate.notes,
         "metrics": candidate.metrics,
         "bytes": candidate.size,
         "latency": [

@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 
 INK, PLAIN, FRONT, CHOSEN = "#1b2733", "#dde4ea", "#74c0cc", "#0b7285"
 
+MOST_NODES = 30
+
 _DRAWING = threading.Lock()  # matplotlib's settings are those of the process
 
 
@@ -28,7 +30,9 @@ def render(content: dict[str, Any]) -> bytes:
     )
     plots = [_svg(_latency_plot(content)), _svg(_trade_plot(content))]
     chosen = next(candidate for candidate in content["candidates"] if candidate["chosen"])
-    page = environment.from_string(template).render(**content, plots=plots, chosen=chosen)
+    swept = [each for each in content["candidates"] if "sensitivity" in each["notes"]]
+    sensitivity = _svg(_sensitivity_plot(swept[0])) if swept else None
+    page = environment.from_string(template).render(**content, plots=plots, sensitivity=sensitivity, chosen=chosen)
     return page.encode()
 
 
@@ -76,6 +80,20 @@ def _trade_plot(content: dict[str, Any]) -> Figure:
         _clean(axes)
     figure.axes[0].set_ylabel(name, parse_math=False)
     figure.axes[0].legend(frameon=False, loc="lower right")
+    return figure
+
+
+def _sensitivity_plot(candidate: dict[str, Any]) -> Figure:
+    """What the answers lose where each node alone has 8 bits; those that suffer most."""
+    worst = candidate["notes"]["sensitivity"][:MOST_NODES]
+    figure = Figure(figsize=(8, 0.7 + 0.25 * len(worst)), layout="constrained")
+    axes = figure.subplots()
+    colours = [PLAIN if each["float"] else CHOSEN for each in worst]
+    axes.barh(range(len(worst)), [each["error"] for each in worst], color=colours, edgecolor=INK)
+    axes.set_yticks(range(len(worst)), [each["node"] for each in worst], parse_math=False)
+    axes.invert_yaxis()
+    axes.set_xlabel("error of the answers, in parts of their length; what is pale stays float")
+    _clean(axes)
     return figure
 
 

@@ -25,6 +25,7 @@ from shipline.export.convert.onnx import to_onnx
 from shipline.export.passes.base import GraphPass, Material
 from shipline.export.passes.dynamic_int8 import DynamicInt8
 from shipline.export.passes.float16 import Float16
+from shipline.export.passes.mixed_int8 import MixedInt8
 from shipline.export.passes.static_int8 import StaticInt8
 from shipline.export.passes.weights_int4 import WeightsInt4
 from shipline.export.passes.weights_int8 import WeightsInt8
@@ -86,7 +87,7 @@ class TestOnEveryGraph(PassConformance):
     def case(self, case: tuple[bytes, Material]) -> tuple[bytes, Material]:
         return case
 
-    @pytest.fixture(params=[StaticInt8, DynamicInt8, Float16, WeightsInt8])
+    @pytest.fixture(params=[StaticInt8, MixedInt8, DynamicInt8, Float16, WeightsInt8])
     def made(self, request: pytest.FixtureRequest) -> GraphPass:
         made: GraphPass = request.param()
         return made
@@ -104,7 +105,7 @@ class TestWeightsInt4(PassConformance):
 
 def test_every_pass_that_has_a_name_is_tested_here() -> None:
     classes = {plugins.load("pass", name) for name in plugins.known("pass")}
-    assert classes == {StaticInt8, DynamicInt8, Float16, WeightsInt4, WeightsInt8}
+    assert classes == {StaticInt8, MixedInt8, DynamicInt8, Float16, WeightsInt4, WeightsInt8}
 
 
 @pytest.mark.parametrize("method", ["minmax", "entropy", "percentile"])

@@ -170,7 +170,7 @@ def test_a_wrong_baseline_ends_the_search(bench: Workbench, timed: Any) -> None:
 def made(trained: Trained, name: str, small: float, large: float, size: int, drop: float = 0.0) -> Candidate:
     """A candidate with these milliseconds (the float32 graph has 1 and 10), bytes and loss of accuracy."""
     return Candidate(
-        Plan(name, "onnxruntime"), trained, Path(), size, 32, [taken(1, small), taken(32, large)],
+        Plan(name, "onnxruntime"), trained, Path(), size, 32, {}, [taken(1, small), taken(32, large)],
         [taken(1, 1.0), taken(32, 10.0)], {"val_acc": 0.9 - drop},
     )  # fmt: skip
 

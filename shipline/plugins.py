@@ -90,6 +90,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "pass": {
         "dynamic-int8": "shipline.export.passes.dynamic_int8:DynamicInt8",
         "float16": "shipline.export.passes.float16:Float16",
+        "prune-channels": "shipline.export.passes.prune_channels:PruneChannels",
+        "prune-weights": "shipline.export.passes.prune_weights:PruneWeights",
         "static-int8": "shipline.export.passes.static_int8:StaticInt8",
         "weights-int4": "shipline.export.passes.weights_int4:WeightsInt4",
         "weights-int8": "shipline.export.passes.weights_int8:WeightsInt8",
@@ -128,6 +130,7 @@ EXTRAS = {
     "adlfs": "azure",
     "tensorboard": "loggers",
     "torch": "train",
+    "torch_pruning": "prune",
     "torchao": "quantize",
     "tqdm": "train",
     "uvicorn": "serve",

@@ -28,8 +28,9 @@ def finetune(module: Any, data: DataModule, epochs: int, monitor: str | None = N
     callbacks = [] if monitor is None else [_Best(monitor, 1 if mode == "max" else -1)]
     trainer = Trainer(
         accelerator="cpu", max_epochs=epochs, callbacks=callbacks, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
     )  # fmt: skip
+    module.train()  # a Trainer leaves modes as they are
     with isolate_rng(seed=0):
         trainer.fit(module, datamodule=data)
     module.eval()
@@ -45,7 +46,7 @@ class _Best(Callback):
     def on_validation_end(self, trainer: Trainer, module: Any) -> None:
         """Keep them, where they are better."""
         score = self._sign * float(trainer.callback_metrics.get(self._monitor, math.nan))
-        if not trainer.sanity_checking and score > self._score:
+        if score > self._score:
             self._score = score
             self._weights = {name: tensor.clone() for name, tensor in module.state_dict().items()}
 

@@ -55,7 +55,7 @@ class TestUnstructured(OfWeights):
     def check_promise(self, before: nn.Module, after: nn.Module) -> None:
         assert zeros(before) == 0
         assert zeros(after) == pytest.approx(0.7, abs=1e-3)
-        assert [*after.state_dict()] == [*before.state_dict()]
+        assert after.state_dict().keys() == before.state_dict().keys()
 
 
 class TestTwoOfFour(OfWeights):
@@ -133,7 +133,7 @@ def test_without_such_weights_it_is_refused() -> None:
             super().__init__()
             self.net = nn.BatchNorm1d(64)
 
-    with pytest.raises(GateError, match="Averages cannot be pruned, .*: it has no linear layer or convolution"):
+    with pytest.raises(GateError, match=r"Averages cannot be pruned, .*: it has no linear layer or convolution"):
         sparse(seeded(Averages))
 
 

@@ -155,12 +155,13 @@ def _check_passes(recipe: Recipe) -> None:
 
 
 def _check_prune(recipe: Recipe) -> None:
-    if recipe.prune:
-        made = recipe.all_passes[0]  # which checks both
+    share = recipe.prune
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
+        raise ConfigError(f"Recipe has prune={share!r}; set a share from 0 to below 1.")
+    if share:
+        made = recipe.all_passes[0]  # which checks its settings
         if any(type(each) is type(made) for each in recipe.passes):
-            raise ConfigError(f"Recipe has prune={recipe.prune!r} and {made.__class__.__name__} in passes: give one.")
-    elif isinstance(recipe.prune, bool) or recipe.prune != 0:
-        raise ConfigError(f"Recipe has prune={recipe.prune!r}; set a share from 0 to below 1.")
+            raise ConfigError(f"Recipe has prune={share!r} and {type(made).__name__} in passes: give one.")
     elif recipe.finetune_epochs is not None:
         raise ConfigError(
             f"Recipe has finetune_epochs={recipe.finetune_epochs!r} and prune=0: nothing is trained. Set prune, or the "

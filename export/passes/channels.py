@@ -1,14 +1,12 @@
-"""Channels that can be taken out of a network: through all layers that they pass, as torch-pruning follows them."""
+"""Channels that can go, and how many of each layer's: torch-pruning follows them through all layers that they pass."""
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
 from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,15 +19,12 @@ from shipline.export.passes.base import quiet
 
 with quiet():
     import torch_pruning as library
-    from torch_pruning.ops import OPTYPE
+    from torch_pruning.ops import OPTYPE as OPTYPE
 
 Example = dict[str, torch.Tensor]
 
 # A layer keeps at least this part of what all keep on average, lest one be closed.
 LEAST = 0.5
-# What the answers may differ by, in parts of the largest, where channels are gone rather than zero.
-TOLERANCE = 1e-3
-
 #: Layers and forms that channels are followed through; where they meet anything else, they stay.
 _LAYERS = (OPTYPE.CONV, OPTYPE.DEPTHWISE_CONV, OPTYPE.LINEAR, OPTYPE.BN, OPTYPE.LN, OPTYPE.GN, OPTYPE.IN, OPTYPE.PRELU)
 _FORMS = (OPTYPE.CONCAT, OPTYPE.SPLIT, OPTYPE.RESHAPE, OPTYPE.SLICE)
@@ -43,6 +38,23 @@ _PLAIN = re.compile(
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What to take out.
+
+    Args:
+        ratio: share of the channels that can go, over the whole network.
+        norm: of the weights that make and take a channel, which is how much it matters.
+        round_to: layers keep multiples of so many.
+        heads: take heads of attention out, too.
+    """
+
+    ratio: float
+    norm: int
+    round_to: int
+    heads: bool
+
+
+@dataclass(frozen=True)
 class Channels:
     """Channels that one layer makes, and all that must go with them.
 
@@ -52,53 +64,58 @@ class Channels:
         go: torch-pruning's function that takes channels out of it.
         scores: how much each matters; of channels that can only go together, one.
         times: how many go together: one in each group of a grouped layer.
+        head: how many go together: those of a head of attention.
     """
 
     name: str
     layer: nn.Module
     go: Any
     scores: torch.Tensor
-    times: int
+    times: int = 1
+    head: int = 1
 
     def worst(self, count: int) -> list[int]:
         """The channels to take out, for `count` of the scores: those that matter least."""
-        first = self.scores.argsort(stable=True)[:count]
-        return sorted(int(i) + group * len(self.scores) for group in range(self.times) for i in first)
+        places = torch.arange(len(self.scores) * self.times * self.head).view(self.times, -1, self.head)
+        return sorted(places[:, self.scores.argsort(stable=True)[:count]].flatten().tolist())
 
 
-def remove_channels(
-    module: nn.Module, example: Example, ratio: float, *, norm: int, round_to: int, keep: Collection[str]
-) -> None:
-    """Take the channels out that matter least, over the whole network, in place.
+def traced(module: nn.Module, example: Example) -> Any:
+    """Return torch-pruning's graph of what depends on what; all weights must have gradients, by which it is found."""
+    return library.DependencyGraph().build_dependency(
+        module, example_inputs=example, output_transform=_ends, verbose=False
+    )
+
+
+def chosen(graph: Any, module: nn.Module, wanted: Wanted, keep: Collection[str]) -> list[tuple[Channels, list[int]]]:
+    """Return what is to go, with the numbers of its channels: those that matter least.
 
     Args:
-        module: in evaluation mode, with gradients.
-        example: two rows for its forward.
-        ratio: share of the channels that can go.
-        norm: of the weights that make and take a channel, which is what it matters.
-        round_to: layers keep multiples of so many.
+        graph: of the module, as `traced` gives it.
+        module: the network.
+        wanted: what to take out.
         keep: names of layers whose channels stay.
 
     Raises:
         ConfigError: `keep` names a layer that is not there.
-        GateError: none can go, or what the module answers then is not what it would answer if they were zero.
+        GateError: none can go.
 
     Source: https://arxiv.org/abs/2301.12900
     """
-    graph = library.DependencyGraph().build_dependency(
-        module, example_inputs=example, output_transform=_ends, verbose=False
-    )
-    found = list(_removable(graph, module, norm, _named(module, keep)))
+    found = list(_removable(graph, module, wanted, _named(module, keep)))
     if not found:
         raise GateError(
             "all its channels reach outputs, attention or embeddings, or operations through which none can be followed."
         )
-    counts = _counts(found, ratio, round_to)
-    if not any(counts):
-        raise GateError(f"its layers are too narrow for ratio={ratio:g} and round_to={round_to}; lower round_to.")
-    for each, count in zip(found, counts, strict=True):
-        if count:
-            _remove(graph, each, each.worst(count), module, example)
+    heads = [each for each in found if each.head > 1]  # ranked among themselves
+    others = [each for each in found if each.head == 1]
+    counts = _counts(others, wanted.ratio, wanted.round_to) + _counts(heads, wanted.ratio, 1)
+    going = [(each, each.worst(count)) for each, count in zip([*others, *heads], counts, strict=True) if count]
+    if not going:
+        raise GateError(
+            f"its layers are too narrow for ratio={wanted.ratio:g} and round_to={wanted.round_to}; lower round_to."
+        )
+    return going
 
 
 def _ends(output: Any) -> list[torch.Tensor]:
@@ -126,22 +143,26 @@ def _bound(module: nn.Module) -> set[int]:
     return {id(part) for part in (*shared, *filter(parametrize.is_parametrized, parts))}
 
 
-def _removable(graph: Any, module: nn.Module, norm: int, kept: set[int]) -> Iterator[Channels]:
+def _removable(graph: Any, module: nn.Module, wanted: Wanted, kept: set[int]) -> Iterator[Channels]:
     names, bound = {part: name for name, part in module.named_modules()}, _bound(module)
-    importance = library.importance.GroupMagnitudeImportance(p=norm, normalizer=None)
+    importance = library.importance.GroupMagnitudeImportance(p=wanted.norm, normalizer=None)
     for group in graph.get_all_groups():
         root, go = group[0].dep.target.module, group[0].dep.handler
         total, times = graph.get_out_channels(root), _times(group)
-        if total % times or total == times or any(_stays(dep.target, bound) for dep, _ in group):
+        attention = [dep.target for dep, _ in group if wanted.heads and _attends(dep.target)]
+        if any(_stays(dep.target, bound) for dep, _ in group if dep.target not in attention):
+            continue
+        head = _head(attention, total) if attention else 1
+        each = total // times // head
+        if each * times * head != total or each == 1 or (head > 1 and times > 1):
             continue
         if any(id(dep.target.module) in kept and graph.is_out_channel_pruning_fn(dep.handler) for dep, _ in group):
             continue
-        each = total // times
         together = graph.get_pruning_group(root, go, [each * i for i in range(times)])
         if len(together[0].idxs) != times:
             continue  # halves of one layer that meet again: more would go than was asked for
-        scores = importance(group)[:total].view(times, each).mean(0)
-        yield Channels(names[root], root, go, scores / scores.mean().clamp(min=1e-12), times)
+        scores = importance(group)[:total].view(times, each, head).mean((0, 2))
+        yield Channels(names[root], root, go, scores / scores.mean().clamp(min=1e-12), times, head)
 
 
 def _stays(node: Any, bound: set[int]) -> bool:
@@ -149,6 +170,22 @@ def _stays(node: Any, bound: set[int]) -> bool:
     if node.type == OPTYPE.ELEMENTWISE:
         return not hasattr(node.grad_fn, "name") or _PLAIN.fullmatch(node.grad_fn.name()) is None
     return node.type not in (*_LAYERS, *_FORMS) or id(node.module) in bound
+
+
+def _attends(node: Any) -> bool:
+    """Whether it is attention as torch computes it, which knows where heads are."""
+    return node.type == OPTYPE.ELEMENTWISE and hasattr(node.grad_fn, "_saved_query")
+
+
+def _head(attention: list[Any], total: int) -> int:
+    """How many channels a head has; `total` where that is not the same for all that meet here: then none can go."""
+    shapes = {
+        (getattr(node.grad_fn, name).shape[1], getattr(node.grad_fn, name).shape[-1])
+        for node in attention
+        for name in ("_saved_query", "_saved_key", "_saved_value")
+    }
+    [(count, head), *others] = shapes
+    return head if not others and count * head == total else total
 
 
 def _times(group: Any) -> int:
@@ -164,6 +201,8 @@ def _times(group: Any) -> int:
 
 def _counts(found: list[Channels], ratio: float, round_to: int) -> list[int]:
     """How many of each layer's scores go, where the channels of all are ranked together."""
+    if not found:
+        return []
     ranked = torch.cat([each.scores.repeat(each.times) for each in found]).argsort(stable=True)
     gone = torch.zeros(len(ranked))
     gone[ranked[: round(ratio * len(ranked))]] = 1
@@ -173,51 +212,3 @@ def _counts(found: list[Channels], ratio: float, round_to: int) -> list[int]:
         stays = max(total - float(marks.sum()) / each.times, total * (1 - ratio) * LEAST)
         counts.append(max(total - max(round(stays / step), 1) * step, 0))
     return counts
-
-
-def _remove(graph: Any, channels: Channels, indices: list[int], module: nn.Module, example: Example) -> None:
-    """Take them out, and see that the network answers as if they had been zero."""
-    group = graph.get_pruning_group(channels.layer, channels.go, indices)
-    with _zeroed(graph, group):
-        before = _answers(module, example)
-    group.prune()
-    try:
-        after = _answers(module, example)
-    except Exception as error:
-        raise GateError(_unfit(channels.name, f"it fails: {type(error).__name__}: {error}")) from error
-    mixed = any(dep.target.type in (OPTYPE.LN, OPTYPE.GN) for dep, _ in group)  # their means are now of fewer
-    for one, other in zip(before, after, strict=True):
-        if one.shape != other.shape:
-            raise GateError(_unfit(channels.name, f"its answers have the shape {list(other.shape)}"))
-        if not mixed and not torch.allclose(one, other, rtol=0, atol=TOLERANCE * max(float(one.abs().max()), 1e-6)):
-            raise GateError(_unfit(channels.name, "it answers otherwise than if they were zero"))
-
-
-def _unfit(name: str, what: str) -> str:
-    return f"without channels of {name!r} {what}. Its code counts on them: set PruneChannels(keep=({name!r},))."
-
-
-def _answers(module: nn.Module, example: Example) -> list[torch.Tensor]:
-    copies = {name: tensor.clone() for name, tensor in example.items()}  # forward may write into its inputs
-    leaves = pytree.tree_leaves(module(**copies))
-    return [leaf.detach() for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
-
-
-@contextlib.contextmanager
-def _zeroed(graph: Any, group: Any) -> Iterator[None]:
-    """Let the layers that take these channels find zeros in their place."""
-    hooks = []
-    for dep, indices in group:
-        layer, kind = dep.target.module, dep.target.type
-        if kind in (OPTYPE.CONV, OPTYPE.LINEAR) and not graph.is_out_channel_pruning_fn(dep.handler):
-            axis = -1 if kind == OPTYPE.LINEAR else -1 - len(layer.kernel_size)
-            hooks.append(layer.register_forward_pre_hook(partial(_zero, axis=axis, indices=torch.tensor(indices))))
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _zero(layer: nn.Module, inputs: tuple[Any, ...], *, axis: int, indices: torch.Tensor) -> tuple[Any, ...]:
-    return inputs[0].index_fill(axis, indices, 0), *inputs[1:]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,10 +10,11 @@ from torch import nn
 
 from shipline.errors import ConfigError
 from shipline.export.latency import batch_of
-from shipline.export.passes.base import Material, ModulePass, finetuning, quiet, unprunable
+from shipline.export.passes.base import Material, ModulePass, finetuning, unprunable
 from shipline.plugins import load_target
 
 _NORMS = {"l1": 1, "l2": 2}
+_PARTS = ("narrowing:narrowed", "channels:Wanted")  # which need the extra
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +23,15 @@ class PruneChannels(ModulePass):
 
     Convolutions (grouped and depthwise ones, too), linear layers and norms become narrower. Channels stay that
     reach an output, attention, an embedding or a weight that layers share: of a transformer, the feed-forward layers
-    become narrower. Needs the extra `prune`.
+    become narrower, and with `heads` attention has fewer heads. Needs the extra `prune`.
 
     Args:
         ratio: share of the channels to take out, of those that can go.
         finetune_epochs: passes over the training data afterwards; 0: none.
         importance: the norm of its weights by which a channel stays: "l2" or "l1"; all layers are ranked together.
         round_to: layers keep multiples of so many channels, which runtimes compute with best.
+        heads: take the same share of the heads out of attention, where `scaled_dot_product_attention` computes it and
+            the code tells heads by shapes, as transformers' does; `nn.MultiheadAttention` keeps its own.
         keep: names of layers whose channels stay, such as "features.0".
     """
 
@@ -39,6 +39,7 @@ class PruneChannels(ModulePass):
     finetune_epochs: int = 5
     importance: Literal["l2", "l1"] = "l2"
     round_to: int = 8
+    heads: bool = False
     keep: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -57,37 +58,17 @@ class PruneChannels(ModulePass):
         return f"pruned-{100 * self.ratio:g}%"
 
     def apply(self, module: nn.Module, material: Material) -> nn.Module:
-        """Return the narrower module; GateError where nobody can say which channels can go."""
+        """Return the narrower module; GateError where no channel can go."""
         train = finetuning(material, self.finetune_epochs, type(self).__name__)
-        remove_channels = load_target("shipline.export.passes.channels:remove_channels")
+        narrowed, wanted = (load_target(f"shipline.export.passes.{name}") for name in _PARTS)
         rows = batch_of(material.calibration(), 2)
         example = {spec.name: torch.from_numpy(rows[spec.name]) for spec in material.signature.inputs}
         try:
-            with quiet(), torch.enable_grad():
-                narrow = copy.deepcopy(module).eval()
-                with _all_trainable(narrow):  # gradients are what channels are followed by
-                    remove_channels(
-                        narrow,
-                        example,
-                        self.ratio,
-                        norm=_NORMS[self.importance],
-                        round_to=self.round_to,
-                        keep=self.keep,
-                    )
+            what = wanted(self.ratio, _NORMS[self.importance], self.round_to, self.heads)
+            narrow: nn.Module = narrowed(module, example, what, self.keep)
         except ConfigError:
             raise
         except Exception as error:  # whatever a user's module does when it is followed
             raise unprunable(module, error) from error
         train(narrow)
         return narrow.eval()
-
-
-@contextlib.contextmanager
-def _all_trainable(module: nn.Module) -> Iterator[None]:
-    frozen = [name for name, weight in module.named_parameters() if not weight.requires_grad]
-    for name in frozen:
-        weight = module.get_parameter(name)
-        weight.requires_grad_(weight.is_floating_point())
-    yield
-    for name in frozen:
-        module.get_parameter(name).requires_grad = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -126,7 +127,8 @@ class ModulePassConformance:
         assert " " not in made.label
 
 
-def seeded(kind: type[Tiny]) -> Tiny:
+def seeded(kind: Callable[[], Tiny]) -> Tiny:
+    """The network in evaluation mode, the same every time."""
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
         return kind().eval()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
 import re
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ from module_pass_conformance import ModulePassConformance, recorded, seeded
 from prunable import Attends, Bert, Gated, Residual
 from small_modules import Cells, Tiny
 from torch import nn
+from torch.nn import functional as F
 
 import shipline as sl
 from shipline import plugins
@@ -59,6 +62,24 @@ class TestPruneChannels(ModulePassConformance):
                 assert abs(found - width) <= 8 * (wide != narrow), name  # all layers are ranked together
 
 
+class TestWithHeads(TestPruneChannels):
+    @pytest.fixture
+    def made(self) -> PruneChannels:
+        return PruneChannels(finetune_epochs=0, heads=True)
+
+    @pytest.fixture
+    def network(self) -> type[Tiny]:
+        return Bert
+
+    def check_promise(self, before: nn.Module, after: nn.Module) -> None:
+        for layer in (0, 1):
+            attention = after.get_submodule(f"bert.encoder.layer.{layer}.attention")
+            for name in ("self.query", "self.key", "self.value"):
+                assert attention.get_submodule(name).weight.shape == (16, 32)
+            assert attention.get_submodule("output.dense").weight.shape == (32, 16)
+            assert after.get_submodule(f"bert.encoder.layer.{layer}.intermediate.dense").weight.shape[0] < 128
+
+
 def pruned(module: nn.Module, **settings: Any) -> nn.Module:
     rows = recorded(module)
     material = Material(signature_of(module, rows), lambda: rows.inputs)
@@ -99,6 +120,47 @@ def test_what_did_nothing_is_what_goes_and_nothing_changes() -> None:
     ]
     assert torch.equal(narrow.get_submodule("stem.0").weight, module.get_submodule("stem.0").weight[~dead])
     torch.testing.assert_close(narrow(x), module(x))
+
+
+def test_heads_that_did_nothing_are_those_that_go_and_nothing_changes() -> None:
+    module = seeded(Bert)
+    dead = torch.tensor([False, True, False, True]).repeat_interleave(8)  # heads of 8
+    with torch.no_grad():
+        for layer in module.bert.encoder.layer:  # type: ignore[union-attr]
+            layer.attention.self.value.weight[dead] = 0
+            layer.attention.self.value.bias[dead] = 0
+            layer.attention.output.dense.weight[:, dead] = 0
+    names = [name for name, part in module.named_modules() if name.endswith(("intermediate", "pooler"))]
+    x = torch.from_numpy(recorded(module).inputs["x"])
+    narrow = pruned(module, heads=True, keep=tuple(names))
+    for name in ("query", "value"):
+        here = f"bert.encoder.layer.1.attention.self.{name}"
+        assert torch.equal(narrow.get_submodule(here).weight, module.get_submodule(here).weight[~dead])
+    torch.testing.assert_close(narrow(x), module(x))
+
+
+class OwnAttention(Tiny):
+    """Attention whose code says how many heads there are, or how wide one is."""
+
+    def __init__(self, heads: int = -1, width: int = 8) -> None:
+        super().__init__()
+        self.shape = (heads, width)
+        self.parts = nn.ModuleList([nn.Linear(8, 32) for _ in range(3)])
+        self.joined, self.net = nn.Linear(32, 16), nn.Linear(128, 10)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        rows = x.unflatten(1, (8, 8))
+        q, k, v = (part(rows).unflatten(2, self.shape).transpose(1, 2) for part in self.parts)
+        return self.net(
+            self.joined(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)).relu().flatten(1)
+        )
+
+
+def test_heads_go_where_the_code_tells_them_by_shapes() -> None:
+    by_width, by_number = seeded(OwnAttention), seeded(functools.partial(OwnAttention, 4, -1))
+    assert pruned(by_width, heads=True).get_submodule("parts.0").weight.shape == (16, 8)
+    with pytest.raises(GateError, match=r"Without channels of 'parts\.\d' it answers otherwise than if they were zero"):
+        pruned(by_number, heads=True)
 
 
 @pytest.mark.parametrize("network", [Residual, Gated])
@@ -174,8 +236,8 @@ class Turns(Tiny):
         return self.net(self.b(self.a(x.unflatten(1, (16, 4))).transpose(1, 2)).flatten(1))
 
 
-class Adds(Tiny):
-    """It says of a channel that it is there, which it is not once it is gone."""
+class Divides(Tiny):
+    """By how many channels there are."""
 
     def forward(self, x: torch.Tensor) -> Any:
         hidden = self.net[0](x)
@@ -196,9 +258,9 @@ class Plain(Tiny):
 @pytest.mark.parametrize(
     ("network", "said"),
     [
-        (Counts, r"without channels of 'net\.0' .* set PruneChannels\(keep=\('net\.0',\)\)"),
-        (Turns, r"without channels of '[ab]' it fails: RuntimeError"),
-        (Adds, r"without channels of 'net\.0' it answers otherwise than if they were zero"),
+        (Counts, r"all its channels reach outputs, .*\. Without channels of 'net\.0' it fails: RuntimeError"),
+        (Turns, r"Without channels of 'a' it fails: .*"),
+        (Divides, r"Without channels of 'net\.0' it answers otherwise than if they were zero"),
         (Chooses, "none of its outputs has a gradient"),
         (Plain, "all its channels reach outputs, attention or embeddings"),
     ],
@@ -206,6 +268,27 @@ class Plain(Tiny):
 def test_what_cannot_be_followed_is_refused(network: type[Tiny], said: str) -> None:
     with pytest.raises(GateError, match=rf"{network.__name__} cannot be pruned, so nothing was published: .*{said}"):
         pruned(seeded(network))
+
+
+class Mixed(Counts):
+    """Some of its channels can go, whatever its code says of others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return super().forward(self.first(x))
+
+
+def test_only_channels_that_the_code_counts_on_stay(caplog: pytest.LogCaptureFixture) -> None:
+    module = seeded(Mixed)
+    with caplog.at_level(logging.INFO, "shipline"):
+        narrow = pruned(module)
+    assert narrow.get_submodule("net.0").weight.shape[0] == 64
+    assert narrow.get_submodule("first.0").weight.shape[0] == 32
+    [record] = [each for each in caplog.records if each.name.startswith("shipline.export.passes")]
+    assert record.getMessage().startswith("Some channels of Mixed stay. Without channels of 'net.0' it fails:")
 
 
 def test_what_is_too_narrow_is_refused() -> None:
@@ -229,6 +312,7 @@ def test_settings_that_are_refused(settings: dict[str, Any], said: str) -> None:
 
 def test_without_the_library_it_says_which_extra_brings_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "shipline.export.passes.channels", raising=False)
+    monkeypatch.delitem(sys.modules, "shipline.export.passes.narrowing", raising=False)
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'shipline\[prune\]'"):
         pruned(seeded(Tiny))

@@ -112,10 +112,15 @@ def plan(precision: str, backend: str, passes: Sequence[Pass] = ()) -> Plan:
     return Plan(precision, backend, own, of_module)
 
 
-def searched(backend: str | None) -> list[Plan]:
-    """Return what a search tries, besides the baseline: on one backend, or on each that is installed."""
+def searched(backend: str | None, passes: Sequence[Pass] = ()) -> list[Plan]:
+    """Return what a search tries, besides the baseline: on one backend, or on each that is installed.
+
+    Where there are passes of the module, each way is tried without them and with them.
+    """
     backends = [backend] if backend else [name for name in SEARCHED if importlib.util.find_spec(name)]
     plans = [plan(precision, name) for name in backends for precision in SEARCHED.get(name, (FLOAT32,))]
     if cuts_sums():  # then int8 is portable already
         plans = [each for each in plans if each.precision != "int8-portable"]
+    if of_module := tuple(each for each in passes if isinstance(each, ModulePass)):
+        plans += [replace(each, module_passes=of_module) for each in plans]
     return [each for each in plans if each != BASELINE]

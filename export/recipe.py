@@ -10,7 +10,7 @@ from typing import Literal
 from shipline.errors import ConfigError, unknown_name
 from shipline.export.passes.base import GraphPass, Pass
 from shipline.export.plan import BASELINE, BFLOAT16, FLOAT32, PRECISIONS, Plan, plan
-from shipline.plugins import known
+from shipline.plugins import known, load
 
 AUTO = "auto"
 
@@ -34,6 +34,9 @@ class Recipe:
             than this one; "int8-mixed": products alone, without those that suffer most; "int8-dynamic";
             "int8-weights"; "int4-weights"; or "auto": measure them all and publish the best that keeps the promise.
         backend: "onnxruntime" or "openvino"; default: onnxruntime, and for "auto" each that is installed.
+        prune: share of the channels to take out of the module, of those that can go, before anything else; it is
+            trained on then. "auto" measures what is pruned and what is not. Needs the extra `prune`.
+        finetune_epochs: for how many passes over the training data; default: 5.
         passes: what the module goes through before it is converted; and then what the graph goes through, instead of
             what the precision stands for; in order.
         objective: what "auto" looks for: "speed" (batches of 1 and the largest alike), "latency" (of 1), "throughput"
@@ -52,6 +55,8 @@ class Recipe:
 
     precision: Precision = "float32"
     backend: str | None = None
+    prune: float = 0.0
+    finetune_epochs: int | None = None
     passes: tuple[Pass, ...] = ()
     objective: Objective = "speed"
     metric: str | None = None
@@ -92,7 +97,15 @@ class Recipe:
 
     def plan(self) -> Plan:
         """Return the way that is asked for; not for "auto"."""
-        return plan(self.precision, self.backend or "onnxruntime", self.passes)
+        return plan(self.precision, self.backend or "onnxruntime", self.all_passes)
+
+    @property
+    def all_passes(self) -> tuple[Pass, ...]:
+        """The passes, with the one that `prune` stands for at first."""
+        if not self.prune:
+            return self.passes
+        epochs = {} if self.finetune_epochs is None else {"finetune_epochs": self.finetune_epochs}
+        return (load("pass", "prune-channels")(ratio=self.prune, **epochs), *self.passes)
 
     def allowed_drop(self, trained: float) -> float:
         """Return how much worse the metric may be, where the trained module's is `trained`."""
@@ -120,6 +133,7 @@ def _check_way(recipe: Recipe) -> None:
             "Set backend='openvino'."
         )
     _check_passes(recipe)
+    _check_prune(recipe)
     if recipe.objective not in _OBJECTIVES:
         raise ConfigError(f"Recipe has objective={recipe.objective!r}; choose one of {', '.join(_OBJECTIVES)}.")
 
@@ -138,4 +152,19 @@ def _check_passes(recipe: Recipe) -> None:
         raise ConfigError(
             "Recipe has a pass of a module after one of a graph; a module becomes a graph once. Put passes of the "
             "module, such as pruning, first."
+        )
+
+
+def _check_prune(recipe: Recipe) -> None:
+    share = recipe.prune
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
+        raise ConfigError(f"Recipe has prune={share!r}; set a share from 0 to below 1.")
+    if share:
+        made = recipe.all_passes[0]  # which checks its settings
+        if any(type(each) is type(made) for each in recipe.passes):
+            raise ConfigError(f"Recipe has prune={share!r} and {type(made).__name__} in passes: give one.")
+    elif recipe.finetune_epochs is not None:
+        raise ConfigError(
+            f"Recipe has finetune_epochs={recipe.finetune_epochs!r} and prune=0: nothing is trained. Set prune, or the "
+            "pass's own finetune_epochs."
         )

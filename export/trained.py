@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import nn
 
 from shipline.errors import ConfigError, GateError, nearest
+from shipline.export.cost import Cost, cost_of
 from shipline.export.recipe import Recipe
 from shipline.export.rows import Rows, recording
 from shipline.export.signature import signature_of
@@ -31,6 +33,11 @@ class Trained:
     def weights_bytes(self) -> int:
         """How large its parameters and buffers are."""
         return sum(tensor.nbytes for tensor in self.module.state_dict().values() if isinstance(tensor, torch.Tensor))
+
+    @cached_property
+    def cost(self) -> Cost:
+        """Its parameters, and the operations that a row takes."""
+        return cost_of(self.module, self.rows.inputs)
 
     @property
     def score(self) -> float:

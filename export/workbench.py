@@ -14,7 +14,7 @@ from shipline import plugins
 from shipline.artifact import Verdict
 from shipline.backends.base import Arrays
 from shipline.backends.cores import cores
-from shipline.errors import ConfigError
+from shipline.errors import ConfigError, GateError
 from shipline.export import gates
 from shipline.export.candidate import Candidate
 from shipline.export.latency import batch_of, measure
@@ -44,7 +44,7 @@ class Workbench:
     def __init__(self, source: Source, recipe: Recipe, trained: Trained) -> None:
         self._source, self._recipe, self.trained = source, recipe, trained
         self._drop = recipe.allowed_drop(trained.score)
-        self._modules: list[tuple[tuple[Any, ...], Trained]] = [((), trained)]
+        self._modules: list[tuple[tuple[Any, ...], Trained | GateError]] = [((), trained)]
         self._files: list[tuple[tuple[Any, ...], _Made]] = []
         self._scratch = tempfile.TemporaryDirectory(prefix="shipline-export-")
 
@@ -90,7 +90,7 @@ class Workbench:
         largest = recipe.max_batch_size
         if plan != BASELINE and not (recipe.searches and recipe.objective == "size"):
             yield gates.latency(candidate.latencies, candidate.against, recipe)
-        if plan.passes or plan.module_passes:
+        if plan.passes or any(each.shrinks for each in plan.module_passes):
             yield gates.size(candidate.size, self.baseline.size)
         limit = recipe.allowed_difference(plan)
         same, candidate.worst = gates.parity(runtime, like.rows, like.signature, largest, limit)
@@ -137,12 +137,19 @@ class Workbench:
         return model
 
     def _trained(self, passes: tuple[Any, ...]) -> Trained:
-        """What is known of the module once it went through these passes: each is applied once."""
-        for known, trained in self._modules:
+        """What is known of the module once it went through these passes: each is applied once, even if in vain."""
+        for known, found in self._modules:
             if known == passes:
-                return trained
-        module: nn.Module = passes[-1].apply(self._trained(passes[:-1]).module, self._material({}))
-        made = look_again(self.trained, module.eval(), self._source, self._recipe)
+                if isinstance(found, GateError):
+                    raise found
+                return found
+        before = self._trained(passes[:-1]).module
+        try:
+            module: nn.Module = passes[-1].apply(before, self._material({}))
+            made = look_again(self.trained, module.eval(), self._source, self._recipe)
+        except GateError as error:
+            self._modules.append((passes, error))
+            raise
         self._modules.append((passes, made))
         return made
 

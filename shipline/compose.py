@@ -1,6 +1,7 @@
 """The three parts put together. Besides the command line, the only module that knows more than one of them.
 
-`export` never imports `train`: it is handed what evaluates a module. Here that is the run's own Trainer.
+`export` never imports `train`: it is handed what evaluates a module, and what trains it on. Here both are the run's own
+Trainer.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ def export(
     module: Callable[..., Any] | None = None,
     data: DataModule | None = None,
     evaluate: Callable[..., dict[str, float]] | None = None,
+    finetune: Callable[..., None] | None = None,
     version: str | None = None,
 ) -> Artifact:
     """Publish a checkpoint as a new version of a model, if it is proved equal to what was trained.
@@ -38,6 +40,8 @@ def export(
         module: the class that was trained; default: that of the run. It never comes from the checkpoint's text.
         data: the DataModule with the real rows; default: that of the run.
         evaluate: runs a module's validation and returns its metrics; default: the Trainer's `validate` over `data`.
+        finetune: trains a module in place for so many `epochs`, once a recipe has pruned it; default: the Trainer's
+            `fit` over `data`, with the module's own optimizers.
         version: a number; default: one more than the newest.
 
     Returns:
@@ -55,6 +59,7 @@ def export(
         evaluate or evaluator(data),
         processing=data.processing,
         raw_rows=data.raw_rows,
+        finetune=finetune or finetuner(data, found.manifest.monitor, found.manifest.mode),
     )
     return publish(source, parse_recipe(recipe), open_model(to), version)
 
@@ -91,6 +96,16 @@ def evaluator(data: DataModule) -> Callable[..., dict[str, float]]:
             return trainer.validate(module, loader)[0]
 
     return evaluate
+
+
+def finetuner(data: DataModule, monitor: str | None = None, mode: str | None = None) -> Callable[..., None]:
+    """Return what trains a module on: the Trainer's fit over this data, up to the epoch that is best by a metric."""
+    from shipline.train.finetune import finetune
+
+    def train(module: Any, *, epochs: int) -> None:
+        finetune(module, data, epochs, monitor, mode)
+
+    return train
 
 
 def _resolve(

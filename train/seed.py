@@ -36,10 +36,14 @@ def seed_everything(seed: int | None = None, workers: bool = True, verbose: bool
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= _LARGEST:
         raise ConfigError(f"seed is {seed!r}; choose one from 0 to 2**32 - 1.")
     _seed = seed
+    _seed_generators(seed)
+    return seed
+
+
+def _seed_generators(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    return seed
 
 
 def current_seed() -> int | None:
@@ -77,10 +81,12 @@ def _tensor(data: bytes) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def isolate_rng() -> Iterator[None]:
-    """Leave all generators as they were, whatever the block draws from them."""
+def isolate_rng(seed: int | None = None) -> Iterator[None]:
+    """Leave all generators as they were, whatever the block draws from them; with a seed, always the same."""
     state = rng_state()
     try:
+        if seed is not None:
+            _seed_generators(seed)
         yield
     finally:
         set_rng_state(state)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol
 from torch import nn
 
 from shipline.backends.base import Arrays
-from shipline.errors import GateError
+from shipline.errors import ConfigError, GateError
 from shipline.signature import Signature
 
 
@@ -52,6 +52,9 @@ class ModulePass(Pass, ABC):
 
     What follows is proved equal to that one; the metric alone is compared with the trained module's.
     """
+
+    #: Whether the file becomes smaller by it alone, and must be.
+    shrinks: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -102,3 +105,25 @@ def refused(what: str, error: Exception) -> GateError:
     """Return the error for a graph on which a library gave up."""
     text = str(error).strip()[:800]
     return GateError(f"The graph cannot be made {what}, so nothing was published: {type(error).__name__}: {text}")
+
+
+def unprunable(module: nn.Module, error: Exception) -> GateError:
+    """Return the error for a module that cannot be pruned."""
+    text = str(error).strip()[:800]
+    text = text if isinstance(error, GateError) else f"{type(error).__name__}: {text}"
+    return GateError(f"{type(module).__name__} cannot be pruned, so nothing was published: {text}")
+
+
+def finetuning(material: Material, epochs: int, who: str) -> Callable[[nn.Module], None]:
+    """Return what trains a module on for so many epochs, in place.
+
+    Raises:
+        ConfigError: it is to be trained, and nobody said how.
+    """
+    train = material.finetune
+    if epochs and train is None:
+        raise ConfigError(
+            f"{who} has finetune_epochs={epochs}, and nobody said how to train: give Source(finetune=...), or set "
+            "finetune_epochs=0."
+        )
+    return lambda module: train(module, epochs=epochs) if epochs and train is not None else None

@@ -36,6 +36,7 @@ def describe(manifest: ArtifactManifest, proof: Proof, recipe: Recipe) -> dict[s
         "trained": {
             "metrics": trained.metrics,
             "bytes": trained.weights_bytes,
+            **dataclasses.asdict(trained.cost),
             "rows": trained.rows.seen,
             "proof_rows": len(trained.rows),
         },
@@ -73,6 +74,7 @@ def _described(candidate: Candidate, proof: Proof) -> dict[str, Any]:
         "notes": candidate.notes,
         "metrics": candidate.metrics,
         "bytes": candidate.size,
+        **dataclasses.asdict(candidate.trained.cost),
         "latency": [
             {
                 "batch": taken.batch,

@@ -67,6 +67,12 @@ def export_parser() -> ArgumentParser:
         default=None,
         help="What the metric may lose: a share such as 0.5%%, or its own unit. Short for --recipe.max_metric_drop",
     )
+    parser.add_argument(
+        "--prune",
+        type=float | None,
+        default=None,
+        help="Share of the channels to take out, after which it is trained on. Short for --recipe.prune",
+    )
     add_export_options(parser)
     return parser
 
@@ -74,6 +80,8 @@ def export_parser() -> ArgumentParser:
 def _shorthands(settings: Namespace) -> dict[str, Any]:
     """The settings of the recipe that have a short name."""
     short: dict[str, Any] = {"precision": "auto"} if settings.auto else {}
+    if settings.prune is not None:
+        short["prune"] = settings.prune
     if settings.budget is not None:
         try:
             short["max_metric_drop"] = float(settings.budget)

@@ -103,9 +103,16 @@ class TestWeightsInt4(PassConformance):
         return WeightsInt4()
 
 
-def test_every_pass_that_has_a_name_is_tested_here() -> None:
+def test_every_pass_of_a_graph_that_has_a_name_is_tested_here() -> None:
     classes = {plugins.load("pass", name) for name in plugins.known("pass")}
-    assert classes == {StaticInt8, MixedInt8, DynamicInt8, Float16, WeightsInt4, WeightsInt8}
+    assert {each for each in classes if issubclass(each, GraphPass)} == {
+        StaticInt8,
+        MixedInt8,
+        DynamicInt8,
+        Float16,
+        WeightsInt4,
+        WeightsInt8,
+    }
 
 
 @pytest.mark.parametrize("method", ["minmax", "entropy", "percentile"])

@@ -11,6 +11,8 @@ import shipline as sl
 from shipline.compose import parse_recipe
 from shipline.errors import ConfigError, UnknownNameError
 from shipline.export.passes.float16 import Float16
+from shipline.export.passes.prune_channels import PruneChannels
+from shipline.export.passes.static_int8 import StaticInt8
 from shipline.export.plan import PRECISIONS, plan
 from shipline.export.recipe import AUTO, Precision
 
@@ -39,6 +41,14 @@ from shipline.export.recipe import AUTO, Precision
         ({"precision": "bfloat16", "backend": "onnxruntime"}, "Set backend='openvino'"),
         ({"precision": "auto", "passes": (Float16(),)}, "give passes, or the name of a precision"),
         ({"precision": "int8", "passes": (Float16(),)}, "Recipe has passes of a graph and precision='int8'"),
+        *(
+            ({"prune": value}, f"prune={value!r}; set a share from 0 to below 1")
+            for value in (1, -0.5, 1.5, math.nan, "0.5", True, False, None)
+        ),
+        ({"prune": 0.5, "finetune_epochs": -1}, "finetune_epochs=-1; set a whole number from 0 on"),
+        ({"finetune_epochs": 3}, "finetune_epochs=3 and prune=0: nothing is trained. Set prune"),
+        ({"prune": 0.5, "passes": (PruneChannels(),)}, "prune=0.5 and PruneChannels in passes: give one"),
+        ({"prune": 0.5, "precision": "int8", "passes": (Float16(),)}, "Recipe has passes of a graph and precision"),
         ({"passes": ("float16",)}, "a str among its passes, which is no shipline.export.Pass"),
     ],
 )
@@ -58,6 +68,9 @@ def test_settings_that_are_refused(settings: dict[str, Any], said: str) -> None:
         {"precision": "bfloat16", "backend": "openvino"},
         {"precision": "auto", "max_metric_drop": "0.5%"},
         {"passes": (Float16(),)},
+        {"passes": (PruneChannels(), Float16())},
+        {"prune": 0.5, "passes": (Float16(),)},
+        {"prune": 0.5, "precision": "auto", "finetune_epochs": 0},
     ],
 )
 def test_settings_that_are_fine(settings: dict[str, Any]) -> None:
@@ -80,6 +93,25 @@ def test_an_unknown_setting_is_told_the_nearest(name: str, said: str) -> None:
 
 def test_every_precision_has_its_name_in_the_type() -> None:
     assert {*get_args(Precision)} == {*PRECISIONS, AUTO}
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({"prune": 0.5}, "pruned-50% float32 on onnxruntime"),
+        ({"prune": 0.125, "precision": "int8", "backend": "openvino"}, "pruned-12.5% int8 on openvino"),
+        ({"passes": (PruneChannels(ratio=0.75), StaticInt8())}, "pruned-75% int8 on onnxruntime"),
+    ],
+)
+def test_what_a_way_is_called(settings: dict[str, Any], name: str) -> None:
+    assert str(sl.Recipe(**settings).plan()) == name
+
+
+def test_prune_is_short_for_a_pass() -> None:
+    made = PruneChannels(ratio=0.5, finetune_epochs=7)
+    asked = sl.Recipe(prune=0.5, finetune_epochs=7, precision="int8").plan()
+    assert asked == sl.Recipe(passes=(made,), precision="int8").plan()
+    assert asked.module_passes == (made,)
 
 
 def test_a_recipe_may_be_a_recipe_a_mapping_or_a_precision() -> None:

@@ -280,6 +280,17 @@ def test_the_state_of_every_generator_comes_back() -> None:
     assert drawn() == first
 
 
+def test_isolated_draws_with_a_seed_are_always_the_same() -> None:
+    state = rng_state()
+    found = []
+    for seed in (3, 3, 4):
+        with isolate_rng(seed):
+            found.append(drawn())
+    assert found[0] == found[1] != found[2]
+    assert rng_state() == state
+    assert current_seed() is None
+
+
 def test_isolated_draws_change_nothing() -> None:
     def draw_and_fail() -> None:
         with isolate_rng():

@@ -9,10 +9,13 @@ from torch import nn
 
 from shipline.checkpoint import Checkpoint, open_checkpoint
 from shipline.errors import ConfigError
+from shipline.export.lightning import SUFFIX, LightningCheckpoint
 from shipline.export.source import Source
+from shipline.store import open_store
+from shipline.store.commit import MANIFEST
 
 #: What can be exported: a URL, a checkpoint, a module; or a source, which says all that is to be known.
-Exportable = str | PathLike[str] | Checkpoint | nn.Module | Source
+Exportable = str | PathLike[str] | Checkpoint | LightningCheckpoint | nn.Module | Source
 
 
 def source_of(trained: Exportable, module_class: Callable[..., nn.Module] | None = None) -> Source:
@@ -30,7 +33,13 @@ def source_of(trained: Exportable, module_class: Callable[..., nn.Module] | None
     if isinstance(trained, nn.Module):
         return Source.of_module(trained)
     if isinstance(trained, str | PathLike):
-        trained = open_checkpoint(fspath(trained))
+        trained = opened(fspath(trained))
+    if isinstance(trained, LightningCheckpoint):
+        if module_class is None:
+            raise ConfigError(
+                f"Which class is {trained.url} of? Code is never chosen by a file: give module=YourLightningModule."
+            )
+        return trained.source(module_class)
     if not isinstance(trained, Checkpoint):
         raise ConfigError(
             f"What is to be exported is a {type(trained).__name__}: give what Trainer.fit returned, a checkpoint or "
@@ -42,3 +51,10 @@ def source_of(trained: Exportable, module_class: Callable[..., nn.Module] | None
             "trusted to choose code. Give module=YourModule."
         )
     return Source.of_checkpoint(trained, module_class)
+
+
+def opened(url: str) -> Checkpoint | LightningCheckpoint:
+    """Return the checkpoint at a URL: one of ours, which is a directory, or a file of Lightning's."""
+    if url.endswith(SUFFIX) and not open_store(url).exists(MANIFEST):
+        return LightningCheckpoint.open(url)
+    return open_checkpoint(url)

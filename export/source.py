@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -94,7 +94,7 @@ class Source:
         kept = copied(module)
         check_finite(kept.state_dict(), f"The {type(kept).__name__}")
         lineage = Lineage(
-            **describe_code(_code_of(kept)),
+            **describe_code(code_of(type(kept))),
             config={"module": f"{type(kept).__module__}.{type(kept).__qualname__}"},
             weights_digest=digest_of(kept),
         )
@@ -123,11 +123,11 @@ def digest_of(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _code_of(module: nn.Module) -> Path | None:
-    """The directory of the code of a module's class; None where it is not known."""
+def code_of(module_class: Any) -> Path | None:
+    """Return the directory of the user's code that a class is in; None where it is not known."""
     try:
-        directory = Path(inspect.getfile(type(module))).parent
-    except (TypeError, OSError):  # typed at a prompt
+        directory = Path(inspect.getfile(module_class)).parent
+    except (TypeError, OSError):  # typed at a prompt, or no class
         return None
     return None if "site-packages" in directory.parts else directory
 
@@ -143,35 +143,44 @@ def rebuild(module_class: Callable[..., nn.Module], checkpoint: Checkpoint) -> n
         IntegrityError: the weights do not fit the class.
         GateError: a weight is NaN or infinite.
     """
-    name = getattr(module_class, "__qualname__", str(module_class))
-    module = _construct(module_class, name, checkpoint)
+    manifest, name = checkpoint.manifest, getattr(module_class, "__qualname__", str(module_class))
+    module = construct(module_class, name, manifest.hyper_parameters, manifest.not_rebuildable, str(checkpoint))
     tensors = checkpoint.weights(safetensors.torch.load)
-    try:
-        module.load_state_dict(tensors)
-    except Exception as error:  # whatever a user's own hooks raise
-        raise IntegrityError(
-            f"The weights of {checkpoint} (a {checkpoint.manifest.module}) do not fit {name}: "
-            f"{str(error).strip()[:500]} Give the class that was trained."
-        ) from error
+    load_weights(module, tensors, name, f"{checkpoint} (a {manifest.module})")
     check_finite(tensors, str(checkpoint))
     return module.eval()
 
 
-def _construct(module_class: Callable[..., nn.Module], name: str, checkpoint: Checkpoint) -> nn.Module:
-    """Call the class with the arguments in the checkpoint. One that was not kept must not silently become a default."""
-    manifest = checkpoint.manifest
-    lost = manifest.not_rebuildable
+def construct(
+    module_class: Callable[..., nn.Module], name: str, arguments: Mapping[str, Any], lost: Sequence[str], where: str
+) -> nn.Module:
+    """Call the class with the arguments in a checkpoint. One that was not kept must not silently become a default.
+
+    Raises:
+        ConfigError: it cannot be done.
+    """
     if lost and isinstance(module_class, type):
         raise ConfigError(
             f"{name} was trained with {', '.join(lost)}, of which a checkpoint, which holds plain data, keeps nothing. "
             f"Give it again: module=functools.partial({name}, {lost[0]}=...)."
         )
+    kept = {key: value for key, value in arguments.items() if key not in lost}
     try:
-        return module_class(**manifest.hyper_parameters)
+        return module_class(**kept)
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"{name} cannot be constructed with the arguments in {checkpoint} ({manifest.hyper_parameters}): {error}. "
+            f"{name} cannot be constructed with the arguments in {where} ({kept}): {error}. "
             "Give a class, or a function, that takes them."
+        ) from error
+
+
+def load_weights(module: nn.Module, tensors: Mapping[str, Any], name: str, where: str, *, strict: bool = True) -> None:
+    """Load a state dict; IntegrityError where it does not fit."""
+    try:
+        module.load_state_dict(tensors, strict=strict)
+    except Exception as error:  # whatever a user's own hooks raise
+        raise IntegrityError(
+            f"The weights of {where} do not fit {name}: {str(error).strip()[:500]} Give the class that was trained."
         ) from error
 
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import math
@@ -18,6 +19,7 @@ from shipline.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
     from shipline.export import Exportable, Recipe, Source
+    from shipline.export.lightning import LightningCheckpoint
     from shipline.processing import Processing
     from shipline.train import DataModule, Module, Run
 
@@ -129,7 +131,13 @@ def evaluator(data: DataModule) -> Callable[..., dict[str, float]]:
     return evaluate
 
 
-def same_again(module: Module, checkpoint: Checkpoint) -> Callable[..., Any]:
+def same_again(module: Module, checkpoint: Checkpoint | LightningCheckpoint) -> Callable[..., Any]:
     """Return what constructs the run's module again: its class, with the arguments that no checkpoint can keep."""
-    lost = {name: module.hparams[name] for name in checkpoint.manifest.not_rebuildable}
+    if isinstance(checkpoint, Checkpoint):
+        missing = checkpoint.manifest.not_rebuildable
+    elif checkpoint.keeps_arguments:
+        missing = checkpoint.lost
+    else:
+        return lambda: copy.deepcopy(module)
+    lost = {name: module.hparams[name] for name in missing}
     return functools.partial(type(module), **lost) if lost else type(module)

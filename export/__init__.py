@@ -7,6 +7,7 @@ if (
 
 import shipline.backends  # noqa: F401 -- before onnxruntime, which it keeps from telling others of this machine
 from shipline.export.exporter import export
+from shipline.export.huggingface import huggingface
 from shipline.export.origins import Exportable, source_of
 from shipline.export.passes.base import Finetune, GraphPass, Material, ModulePass, Pass
 from shipline.export.plain import on_rows
@@ -16,7 +17,7 @@ from shipline.surface import make_callable
 
 __all__ = [
     "Evaluate", "Exportable", "Finetune", "GraphPass", "Material", "ModulePass", "Pass", "Recipe", "Source", "export",
-    "on_rows", "source_of",
+    "huggingface", "on_rows", "source_of",
 ]  # fmt: skip
 
 make_callable(__name__, "shipline.compose:export")

@@ -9,6 +9,7 @@ from torch import nn
 
 from shipline.checkpoint import Checkpoint, open_checkpoint
 from shipline.errors import ConfigError
+from shipline.export.huggingface import huggingface, is_pretrained
 from shipline.export.lightning import SUFFIX, LightningCheckpoint
 from shipline.export.source import Source
 from shipline.store import open_store
@@ -32,6 +33,8 @@ def source_of(trained: Exportable, module_class: Callable[..., nn.Module] | None
         return trained
     if isinstance(trained, nn.Module):
         return Source.of_module(trained)
+    if isinstance(trained, str | PathLike) and is_pretrained(trained):
+        return huggingface(trained)
     if isinstance(trained, str | PathLike):
         trained = opened(fspath(trained))
     if isinstance(trained, LightningCheckpoint):

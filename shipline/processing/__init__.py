@@ -19,6 +19,7 @@ from shipline.processing.answers import Labels, Softmax, TopK
 from shipline.processing.image import DecodeImage, Grayscale, Layout, Normalize, Resize, Rgb
 from shipline.processing.step import Step
 from shipline.processing.tabular import Columns
+from shipline.processing.text import Tokenize
 from shipline.signature import Signature
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Rgb",
     "Softmax",
     "Step",
+    "Tokenize",
     "TopK",
 ]
 
@@ -85,6 +87,11 @@ class Processing:
     def takes_bytes(self) -> bool:
         """Whether the raw input is the bytes of a file, rather than JSON."""
         return bool(self.before) and isinstance(self.before[0], DecodeImage)
+
+    @property
+    def takes(self) -> dict[str, Any]:
+        """The JSON schema of a raw input."""
+        return dict(self.before[0].TAKES) if self.before else {}
 
     def to_json(self) -> bytes:
         """Return the steps as `processing.json`."""

@@ -86,7 +86,8 @@ def test_without_a_metric_the_answers_of_the_module_itself_count(artifact: Artif
     manifest = artifact.manifest
     assert str(manifest.signature) == "input: float32[-1, 64] -> output: float32[-1, 10]"
     assert manifest.metrics == {"fidelity": pytest.approx(1, abs=1e-9)}
-    assert [verdict.gate for verdict in manifest.verdicts] == ["parity", "batch_invariance", "metric"]
+    assert {"parity", "batch_invariance", "metric"} <= {verdict.gate for verdict in manifest.verdicts}
+    assert "rebuilt" not in {verdict.gate for verdict in manifest.verdicts}
     assert manifest.lineage.weights_digest == digest_of(classifier())
     assert manifest.lineage.config == {"module": "torch.nn.modules.container.Sequential"}
     assert "torch" in manifest.lineage.packages

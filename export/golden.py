@@ -48,18 +48,15 @@ def from_raw(
     module: nn.Module, processing: Processing, raw_rows: Iterable[Any], rows: Rows, signature: Signature, count: int
 ) -> tuple[Golden, Verdict]:
     """Return golden rows made from raw inputs, and the verdict on whether processing and validation agree."""
-    processing.check(signature)
     raw = list(islice(raw_rows, RAW_ROWS))
     if not raw:
         raise SignatureError(
             "The DataModule has processing but raw_rows() gives none: return raw inputs of validation rows."
         )
-    spec = signature.inputs[0]
-    prepared = np.stack([processing.prepare(item) for item in raw])
-    spec.check(prepared)
+    prepared = [processing.inputs(item, signature) for item in raw]
     verdict = gates.preprocessing([rows.has_seen(row) for row in prepared])
     chosen = spread(len(raw), count)
-    inputs = {spec.name: prepared[chosen]}
+    inputs = {spec.name: np.concatenate([prepared[i][spec.name] for i in chosen]) for spec in signature.inputs}
     outputs = _trained_outputs(module, inputs, signature)
     answers = [processing.answer(row) for row in outputs[signature.outputs[0].name]]
     return Golden(inputs, outputs, [raw[i] for i in chosen], answers), verdict

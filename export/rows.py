@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import inspect
 from collections.abc import Callable, Iterator
@@ -45,17 +46,18 @@ class Rows:
         """One array [rows, ...] for each output."""
         return [np.concatenate(parts)[: self._limit] for parts in self._outputs]
 
-    def has_seen(self, row: np.ndarray) -> bool:
-        """Whether forward was given exactly this row as its first input, among all rows and not only the first."""
-        return _digest(row) in self._digests
+    def has_seen(self, row: Arrays) -> bool:
+        """Whether forward was given exactly this row, with a batch dimension, among all rows and not only the first."""
+        return row.keys() == set(self._names) and _digests([row[name] for name in self._names])[0] in self._digests
 
     def add(self, inputs: dict[str, torch.Tensor], output: Any) -> None:
         """Take a batch."""
+        _register(type(output))
         leaves, structure = pytree.tree_flatten(output)
         rows = _check_batch(inputs, leaves)
         self._check_same(list(inputs), structure)
         arrays = {name: tensor.numpy(force=True) for name, tensor in inputs.items()}
-        self._digests.update(_digest(row) for row in next(iter(arrays.values())))
+        self._digests.update(_digests(list(arrays.values())))
         if self.seen < self._limit:
             self._take(arrays, [leaf.numpy(force=True) for leaf in leaves])
         self.seen += rows
@@ -89,7 +91,9 @@ def recording(module: nn.Module, limit: int) -> Iterator[Rows]:
     def recorded(*args: Any, **kwargs: Any) -> Any:
         # Copies: forward may write into its inputs, as layers with inplace=True do.
         inputs = {name: tensor.clone() for name, tensor in bind(forward, args, kwargs).items()}
+        before = _state(module)
         output = forward(*args, **kwargs)
+        _check_unchanged(module, before)
         rows.add(inputs, output)
         return output
 
@@ -127,6 +131,29 @@ def bind(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
     return bound
 
 
+def _state(module: nn.Module) -> dict[str, tuple[torch.Tensor, int]]:
+    """Each tensor of the module, and how often it was written into."""
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return {name: (tensor, tensor._version) for name, tensor in tensors.items() if not tensor.is_inference()}  # noqa: SLF001
+
+
+def _check_unchanged(module: nn.Module, before: dict[str, tuple[torch.Tensor, int]]) -> None:
+    after = _state(module)
+    for name, (tensor, version) in before.items():
+        if name in after and (after[name][0] is not tensor or after[name][1] != version):
+            raise SignatureError(
+                f"forward of {type(module).__name__} changes {name!r} in evaluation mode; a graph keeps nothing from "
+                "one call to the next, so it would answer otherwise. Change it in training mode alone, `if "
+                "self.training`, or outside of forward."
+            )
+
+
+def _register(kind: type) -> None:
+    """Let torch look into outputs that are dataclasses, here and when the module is converted."""
+    if dataclasses.is_dataclass(kind) and kind not in pytree.SUPPORTED_NODES:
+        torch.export.register_dataclass(kind)
+
+
 def _check_batch(inputs: dict[str, torch.Tensor], leaves: list[Any]) -> int:
     tensors = {**inputs, **{f"output {i}": leaf for i, leaf in enumerate(leaves)}}
     for name, value in tensors.items():
@@ -151,5 +178,12 @@ def _append(parts: list[np.ndarray], array: np.ndarray, what: str) -> None:
     parts.append(array.copy())
 
 
-def _digest(row: np.ndarray) -> bytes:
-    return hashlib.blake2b(np.ascontiguousarray(row).tobytes(), digest_size=16).digest()
+def _digests(inputs: list[np.ndarray]) -> list[bytes]:
+    """One for each row, over all its inputs."""
+    found = []
+    for row in zip(*inputs, strict=True):
+        digest = hashlib.blake2b(digest_size=16)
+        for array in row:
+            digest.update(np.ascontiguousarray(array).tobytes())
+        found.append(digest.digest())
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from typing import Any
 
@@ -83,14 +84,23 @@ def _spec(name: str, array: np.ndarray) -> TensorSpec:
 
 
 def _output_names(structure: pytree.TreeSpec | None, count: int) -> list[str]:
-    """The keys of a dict, `output` for one tensor, `output_0` ... for several."""
+    """The keys of a dict or the names of fields, `output` for one tensor, `output_0` ... for several."""
     return _keys(structure, count) or (["output"] if count == 1 else [f"output_{i}" for i in range(count)])
 
 
 def _keys(structure: pytree.TreeSpec | None, count: int) -> list[str] | None:
-    """The keys of a flat dict in the order of its tensors; None where the outputs are no such dict."""
+    """The keys of a flat dict, dataclass or named tuple in the order of its tensors; None for other outputs."""
     assert structure is not None
-    example: Any = pytree.tree_unflatten(list(range(count)), structure)
-    if isinstance(example, dict) and all(isinstance(value, int) for value in example.values()):
-        return [str(key) for key in sorted(example, key=example.__getitem__)]
+    named = _by_name(pytree.tree_unflatten(list(range(count)), structure))
+    if named and all(isinstance(value, int) for value in named.values()):
+        return [str(key) for key in sorted(named, key=named.__getitem__)]
     return None
+
+
+def _by_name(output: Any) -> dict[Any, Any]:
+    if isinstance(output, dict):
+        return dict(output)
+    if dataclasses.is_dataclass(output):
+        fields = {each.name: getattr(output, each.name) for each in dataclasses.fields(output)}
+        return {name: value for name, value in fields.items() if value is not None}
+    return dict(output._asdict()) if hasattr(output, "_asdict") else {}

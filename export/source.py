@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import copy
+import hashlib
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import safetensors.torch
@@ -14,7 +18,7 @@ from torch import nn
 from shipline.checkpoint import Checkpoint
 from shipline.errors import ConfigError, GateError, IntegrityError
 from shipline.export.passes.base import Finetune
-from shipline.lineage import Lineage
+from shipline.lineage import Lineage, describe_code
 from shipline.processing import Processing
 
 
@@ -26,6 +30,11 @@ class Evaluate(Protocol):
     ) -> dict[str, float]:
         """Evaluate on the validation data, or on (the first `rows` of) the training data."""
         ...
+
+
+def not_evaluated(module: nn.Module, *, split: Literal["val", "train"] = "val", rows: int | None = None) -> Any:
+    """Say that nobody has said on what a module is proved."""
+    raise ConfigError("An export is proved on real rows: give data=YourDataModule(), or rows=....")
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,7 @@ class Source:
     """
 
     build: Callable[[], nn.Module]
-    evaluate: Evaluate
+    evaluate: Evaluate = not_evaluated
     lineage: Lineage = field(default_factory=Lineage)
     monitor: str | None = None
     mode: Literal["min", "max"] | None = None
@@ -55,11 +64,15 @@ class Source:
 
     @classmethod
     def of_checkpoint(
-        cls, checkpoint: Checkpoint, module_class: Callable[..., nn.Module], evaluate: Evaluate, **others: Any
+        cls,
+        checkpoint: Checkpoint,
+        module_class: Callable[..., nn.Module],
+        evaluate: Evaluate = not_evaluated,
+        **others: Any,
     ) -> Source:
         """Return a checkpoint, with the class that it is of, as a source; `others` are further arguments."""
         manifest = checkpoint.manifest
-        place = {"checkpoint": _place(checkpoint), "checkpoint_digest": manifest.digest}
+        place = {"checkpoint": place_of(checkpoint.url), "checkpoint_digest": manifest.digest}
         return cls(
             build=partial(rebuild, module_class, checkpoint),
             evaluate=evaluate,
@@ -69,6 +82,54 @@ class Source:
             recorded=dict(manifest.metrics),
             **others,
         )
+
+    @classmethod
+    def of_module(cls, module: nn.Module, evaluate: Evaluate = not_evaluated, **others: Any) -> Source:
+        """Return a module as it is now, wherever it was trained, as a source; the object itself stays as it is.
+
+        Raises:
+            ConfigError: it cannot be copied.
+            GateError: a weight is NaN or infinite.
+        """
+        kept = copied(module)
+        check_finite(kept.state_dict(), f"The {type(kept).__name__}")
+        lineage = Lineage(
+            **describe_code(code_of(type(kept))),
+            config={"module": f"{type(kept).__module__}.{type(kept).__qualname__}"},
+            weights_digest=digest_of(kept),
+        )
+        return cls(build=partial(copied, kept), evaluate=evaluate, lineage=lineage, **others)
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """Return a copy on the CPU, in evaluation mode, of a module without what torch.compile or DDP put around it."""
+    inner = getattr(module, "_orig_mod", module)
+    inner = inner.module if isinstance(inner, nn.parallel.DistributedDataParallel | nn.DataParallel) else inner
+    try:
+        return copy.deepcopy(inner).cpu().eval()
+    except Exception as error:  # whatever a user's own attributes raise
+        raise ConfigError(
+            f"The {type(inner).__name__} cannot be copied, and is not to be changed: {type(error).__name__}: {error}. "
+            "Build it anew, and load its state_dict."
+        ) from error
+
+
+def digest_of(module: nn.Module) -> str:
+    """Return the sha256 of a module's state: the names, dtypes, shapes and bytes of its tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(_tensors(module.state_dict()).items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def code_of(module_class: Any) -> Path | None:
+    """Return the directory of the user's code that a class is in; None where it is not known."""
+    try:
+        directory = Path(inspect.getfile(module_class)).parent
+    except (TypeError, OSError):  # typed at a prompt, or no class
+        return None
+    return None if "site-packages" in directory.parts else directory
 
 
 def rebuild(module_class: Callable[..., nn.Module], checkpoint: Checkpoint) -> nn.Module:
@@ -82,48 +143,62 @@ def rebuild(module_class: Callable[..., nn.Module], checkpoint: Checkpoint) -> n
         IntegrityError: the weights do not fit the class.
         GateError: a weight is NaN or infinite.
     """
-    name = getattr(module_class, "__qualname__", str(module_class))
-    module = _construct(module_class, name, checkpoint)
+    manifest, name = checkpoint.manifest, getattr(module_class, "__qualname__", str(module_class))
+    module = construct(module_class, name, manifest.hyper_parameters, manifest.not_rebuildable, str(checkpoint))
     tensors = checkpoint.weights(safetensors.torch.load)
-    try:
-        module.load_state_dict(tensors)
-    except Exception as error:  # whatever a user's own hooks raise
-        raise IntegrityError(
-            f"The weights of {checkpoint} (a {checkpoint.manifest.module}) do not fit {name}: "
-            f"{str(error).strip()[:500]} Give the class that was trained."
-        ) from error
-    _check_finite(tensors, checkpoint)
+    load_weights(module, tensors, name, f"{checkpoint} (a {manifest.module})")
+    check_finite(tensors, str(checkpoint))
     return module.eval()
 
 
-def _construct(module_class: Callable[..., nn.Module], name: str, checkpoint: Checkpoint) -> nn.Module:
-    """Call the class with the arguments in the checkpoint. One that was not kept must not silently become a default."""
-    manifest = checkpoint.manifest
-    lost = manifest.not_rebuildable
+def construct(
+    module_class: Callable[..., nn.Module], name: str, arguments: Mapping[str, Any], lost: Sequence[str], where: str
+) -> nn.Module:
+    """Call the class with the arguments in a checkpoint. One that was not kept must not silently become a default.
+
+    Raises:
+        ConfigError: it cannot be done.
+    """
     if lost and isinstance(module_class, type):
         raise ConfigError(
             f"{name} was trained with {', '.join(lost)}, of which a checkpoint, which holds plain data, keeps nothing. "
             f"Give it again: module=functools.partial({name}, {lost[0]}=...)."
         )
+    kept = {key: value for key, value in arguments.items() if key not in lost}
     try:
-        return module_class(**manifest.hyper_parameters)
+        return module_class(**kept)
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"{name} cannot be constructed with the arguments in {checkpoint} ({manifest.hyper_parameters}): {error}. "
+            f"{name} cannot be constructed with the arguments in {where} ({kept}): {error}. "
             "Give a class, or a function, that takes them."
         ) from error
 
 
-def _check_finite(tensors: dict[str, torch.Tensor], checkpoint: Checkpoint) -> None:
-    for name, tensor in tensors.items():
+def load_weights(module: nn.Module, tensors: Mapping[str, Any], name: str, where: str, *, strict: bool = True) -> None:
+    """Load a state dict; IntegrityError where it does not fit."""
+    try:
+        module.load_state_dict(tensors, strict=strict)
+    except Exception as error:  # whatever a user's own hooks raise
+        raise IntegrityError(
+            f"The weights of {where} do not fit {name}: {str(error).strip()[:500]} Give the class that was trained."
+        ) from error
+
+
+def check_finite(state: Mapping[str, Any], where: str) -> None:
+    """Raise GateError where a weight is NaN or infinite."""
+    for name, tensor in _tensors(state).items():
         bad = int((~torch.isfinite(tensor)).sum()) if tensor.is_floating_point() else 0
         if bad:
             raise GateError(
-                f"{checkpoint} has {bad} NaN or infinite values in {name!r} ({tensor.numel()} in all): the run "
+                f"{where} has {bad} NaN or infinite values in {name!r} ({tensor.numel()} in all): the run "
                 "diverged. Nothing was published. Export an earlier checkpoint."
             )
 
 
-def _place(checkpoint: Checkpoint) -> str:
-    """Where the checkpoint is: its URL, or on this machine the end of its path, without where this user's files lie."""
-    return checkpoint.url if "://" in checkpoint.url else "/".join(checkpoint.url.split("/")[-4:])
+def _tensors(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+
+
+def place_of(url: str) -> str:
+    """Where something is: its URL, or on this machine the end of its path, without where this user's files lie."""
+    return url if "://" in url else "/".join(url.split("/")[-4:])

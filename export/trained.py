@@ -8,6 +8,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from shipline.errors import ConfigError, GateError, nearest
 from shipline.export.cost import Cost, cost_of
@@ -16,6 +17,11 @@ from shipline.export.rows import Rows, recording
 from shipline.export.signature import signature_of
 from shipline.export.source import Source
 from shipline.signature import Signature
+
+FEW_CALIBRATION_ROWS = 16
+REPEATED_ROWS = 8
+#: In parts of an output's largest value: sums over a batch of another size are taken in another order.
+REPEATED_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,7 @@ def look_at(source: Source, recipe: Recipe) -> Trained:
     rows, metrics = _recorded(module, source, recipe)
     signature = signature_of(module, rows)
     _check_finite(rows, signature)
+    _check_repeats(module, rows, signature)
     name, mode = _metric_of(recipe, source, metrics)
     return Trained(module, rows, signature, name, mode, metrics)
 
@@ -87,6 +94,13 @@ def calibration_rows(trained: Trained, source: Source, recipe: Recipe) -> Rows:
     with recording(trained.module, recipe.calibration_rows) as rows, torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
         source.evaluate(trained.module, split="train", rows=recipe.calibration_rows)
+    few = min(FEW_CALIBRATION_ROWS, recipe.calibration_rows)
+    if len(rows) < few:
+        raise ConfigError(
+            f"Recipe has calibration_rows={recipe.calibration_rows}, and there are {len(rows)}: scales that are "
+            f"measured on fewer than {few} rows clip what is larger in others. Give more training rows, or "
+            "calibration=..., or set calibration_rows to that number."
+        )
     return rows
 
 
@@ -98,6 +112,21 @@ def _check_finite(rows: Rows, signature: Signature) -> None:
             raise GateError(
                 f"The trained module's own output {spec.name!r} is NaN or infinite in {bad.sum()} of {len(bad)} "
                 f"validation rows, first in row {bad.argmax()}. Nothing was published."
+            )
+
+
+def _check_repeats(module: nn.Module, rows: Rows, signature: Signature) -> None:
+    """What draws random numbers, or remembers, is no function of its inputs, which is all that a graph can be."""
+    inputs = {name: torch.from_numpy(array[:REPEATED_ROWS].copy()) for name, array in rows.inputs.items()}
+    with torch.no_grad():
+        again = pytree.tree_leaves(module.eval()(**inputs))
+    for spec, output, found in zip(signature.outputs, rows.outputs, again, strict=True):
+        difference = np.abs(found.numpy(force=True).astype(np.float64) - output[:REPEATED_ROWS]).max(initial=0)
+        if difference > REPEATED_TOLERANCE * max(float(np.abs(output).max(initial=0)), 1e-6):
+            raise GateError(
+                f"{type(module).__name__} answers the same rows otherwise when it is asked again: {spec.name!r} "
+                f"differs by {difference:.3g}. Its forward draws random numbers or keeps something between calls, "
+                "which a graph cannot. Nothing was published."
             )
 
 

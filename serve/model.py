@@ -100,13 +100,10 @@ class ServedModel:
         """Return the tensors for one raw input; RequestError where it is at fault."""
         if self.processing is None:
             raise bad("This model has no processing of raw inputs: send tensors to its infer endpoint.")
-        spec = self.manifest.signature.inputs[0]
         try:
-            row = self.processing.prepare(raw)[None]
-            spec.check(row)
+            return self.processing.inputs(raw, self.manifest.signature)
         except (ProcessingError, SignatureError) as error:
             raise bad(str(error)) from error
-        return {spec.name: row}
 
     def answer(self, outputs: Arrays) -> Any:
         """Return what people see for the outputs of one row."""

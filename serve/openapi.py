@@ -55,10 +55,11 @@ def _infer(model: ServedModel) -> dict[str, Any]:
 
 def _predict(model: ServedModel) -> dict[str, Any]:
     assert model.processing is not None
+    schema = model.processing.takes
     if model.processing.takes_bytes:
-        content: dict[str, Any] = {"image/*": {"schema": {"type": "string", "format": "binary"}}}
+        content: dict[str, Any] = {"image/*": {"schema": schema}}
     else:
-        content = {"application/json": {"schema": {}, "example": model.example.raw}}
+        content = {"application/json": {"schema": schema, "example": model.example.raw}}
     answer = predict_response(model.name, model.version, model.example.answer)
     return _operation(f"Predict with {model.name}: the raw thing in, the answer out", content, answer)
 

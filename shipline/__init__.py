@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from shipline.client import Client as Client
     from shipline.compose import export as export
     from shipline.errors import ShiplineError as ShiplineError
+    from shipline.export.huggingface import huggingface as huggingface
     from shipline.export.recipe import Recipe as Recipe
     from shipline.processing import Processing as Processing
     from shipline.serve.server import serve as serve
@@ -51,6 +52,7 @@ _SURFACE = {
     "Signature": "shipline.signature:Signature",
     "TensorSpec": "shipline.signature:TensorSpec",
     "Trainer": "shipline.train:Trainer",
+    "huggingface": "shipline.export:huggingface",
     "seed_everything": "shipline.train:seed_everything",
 }
 _PACKAGES = ("export", "serve", "train")

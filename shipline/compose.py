@@ -6,35 +6,47 @@ Trainer.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
 import math
+import sys
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 from shipline.artifact import Artifact, open_model
-from shipline.checkpoint import Checkpoint, open_checkpoint
+from shipline.checkpoint import Checkpoint
 from shipline.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
-    from shipline.export import Recipe
+    from shipline.export import Exportable, Recipe, Source
+    from shipline.export.lightning import LightningCheckpoint
+    from shipline.processing import Processing
     from shipline.train import DataModule, Module, Run
 
 
 def export(
-    checkpoint: str | Checkpoint | Run,
+    trained: Run | Exportable,
     recipe: Recipe | str | Mapping[str, Any] = "float32",
     *,
     to: str,
     module: Callable[..., Any] | None = None,
-    data: DataModule | None = None,
+    data: Any = None,
     evaluate: Callable[..., dict[str, float]] | None = None,
     finetune: Callable[..., None] | None = None,
+    rows: Any = None,
+    metric: Callable[..., Any] | Mapping[str, Callable[..., Any]] | None = None,
+    mode: Literal["min", "max"] | None = None,
+    calibration: Any = None,
+    processing: Processing | None = None,
     version: str | None = None,
 ) -> Artifact:
-    """Publish a checkpoint as a new version of a model, if it is proved equal to what was trained.
+    """Publish what was trained as a new version of a model, if it is proved to answer alike.
+
+    It is proved on the rows of a DataModule (`data`, `evaluate`), or, without one, on `rows` (and what follows them).
 
     Args:
-        checkpoint: what `Trainer.fit` returned, or a checkpoint, or its URL.
+        trained: what `Trainer.fit` returned; a checkpoint or its URL; or a module, wherever it was trained.
         recipe: a Recipe, its settings, or a precision, such as "float32", "int8", or "auto": measure them all.
         to: URL of the model, such as s3://bucket/models/digits.
         module: the class that was trained; default: that of the run. It never comes from the checkpoint's text.
@@ -42,6 +54,12 @@ def export(
         evaluate: runs a module's validation and returns its metrics; default: the Trainer's `validate` over `data`.
         finetune: trains a module in place for so many `epochs`, once a recipe has pruned it; default: the Trainer's
             `fit` over `data`, with the module's own optimizers.
+        rows: arrays by name of forward's parameters, a tuple of arrays, a Dataset or a DataLoader; or raw inputs, where
+            there is processing. See `shipline.export.on_rows` for these and the next four.
+        metric: a function of outputs and targets, or several by name; default: how faithful the answers are.
+        mode: whether "min" or "max" of the metric is best.
+        calibration: rows that scales are measured on; default: `rows`.
+        processing: makes rows of raw inputs, and answers of outputs.
         version: a number; default: one more than the newest.
 
     Returns:
@@ -50,18 +68,40 @@ def export(
     Raises:
         GateError: a gate failed; nothing was published, and the message says which row or metric, by how much.
     """
-    from shipline.export import Source, export as publish
+    from shipline.export import export as publish, on_rows, source_of
 
-    found, module, data = _resolve(checkpoint, module, data)
-    source = Source.of_checkpoint(
-        found,
-        module,
-        evaluate or evaluator(data),
-        processing=data.processing,
-        raw_rows=data.raw_rows,
-        finetune=finetune or finetuner(data, found.manifest.monitor, found.manifest.mode),
-    )
+    found: Any = trained
+    if _is_run(trained):
+        found, module = trained.checkpoint, module or same_again(trained.module, trained.checkpoint)
+        data = trained.data if data is None and rows is None else data
+    source = source_of(found, module)
+    if rows is not None:
+        ways = {"metric": metric, "mode": mode, "calibration": calibration, "processing": processing}
+        source = on_rows(source, rows, **ways)
+    elif data is not None:
+        source = _on_data(source, data, evaluate)
+    if finetune is not None:
+        source = dataclasses.replace(source, finetune=finetune)
     return publish(source, parse_recipe(recipe), open_model(to), version)
+
+
+def _is_run(trained: Any) -> TypeGuard[Run]:
+    """Whether it is a Run. Where there is one, its module is imported; elsewhere it may not even be installed."""
+    runs = sys.modules.get("shipline.train.run")
+    return runs is not None and isinstance(trained, runs.Run)
+
+
+def _on_data(source: Source, data: Any, evaluate: Callable[..., dict[str, float]] | None) -> Source:
+    from shipline.train.data.adopt import as_data
+
+    adopted = as_data(None, data)
+    return dataclasses.replace(
+        source,
+        evaluate=evaluate or evaluator(adopted),
+        processing=adopted.processing,
+        raw_rows=adopted.raw_rows,
+        finetune=finetuner(adopted, source.monitor, source.mode),
+    )
 
 
 def parse_recipe(recipe: Recipe | str | Mapping[str, Any]) -> Recipe:
@@ -108,28 +148,13 @@ def finetuner(data: DataModule, monitor: str | None = None, mode: str | None = N
     return train
 
 
-def _resolve(
-    checkpoint: str | Checkpoint | Run, module: Callable[..., Any] | None, data: DataModule | None
-) -> tuple[Checkpoint, Callable[..., Any], DataModule]:
-    if isinstance(checkpoint, Checkpoint):
-        found = checkpoint
-    elif isinstance(checkpoint, str):
-        found = open_checkpoint(checkpoint)
-    else:
-        found = checkpoint.checkpoint
-        module = module or same_again(checkpoint.module, found)
-        data = data or checkpoint.data
-    if module is None:
-        raise ConfigError(
-            f"Which class is {found} of? It says {found.manifest.module!r}, but text in a checkpoint is not trusted to "
-            "choose code. Give module=YourModule."
-        )
-    if data is None:
-        raise ConfigError("An export is proved on real rows: give data=YourDataModule().")
-    return found, module, data
-
-
-def same_again(module: Module, checkpoint: Checkpoint) -> Callable[..., Any]:
+def same_again(module: Module, checkpoint: Checkpoint | LightningCheckpoint) -> Callable[..., Any]:
     """Return what constructs the run's module again: its class, with the arguments that no checkpoint can keep."""
-    lost = {name: module.hparams[name] for name in checkpoint.manifest.not_rebuildable}
+    if isinstance(checkpoint, Checkpoint):
+        missing = checkpoint.manifest.not_rebuildable
+    elif checkpoint.keeps_arguments:
+        missing = checkpoint.lost
+    else:
+        return lambda: copy.deepcopy(module)
+    lost = {name: module.hparams[name] for name in missing}
     return functools.partial(type(module), **lost) if lost else type(module)

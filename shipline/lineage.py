@@ -15,7 +15,10 @@ from shipline.repository import Repository, look
 from shipline.store import redact
 
 _SECRET_KEY = re.compile(r"passw|secret|credential|(api|access|auth|private|secret)_?(key|token)", re.IGNORECASE)
-PACKAGES = ("shipline", "torch", "numpy", "ray", "onnx", "onnxruntime", "onnxscript", "safetensors", "pillow")
+PACKAGES = (
+    "shipline", "torch", "numpy", "ray", "onnx", "onnxruntime", "onnxscript", "safetensors", "pillow", "tokenizers",
+    "transformers",
+)  # fmt: skip
 
 
 class Lineage(BaseModel):
@@ -34,6 +37,7 @@ class Lineage(BaseModel):
     packages: dict[str, str] = {}
     checkpoint: str | None = None  # URL of the checkpoint that an artifact was made from
     checkpoint_digest: str | None = None
+    weights_digest: str | None = None  # of the module that it was made from, where there was no checkpoint
 
 
 def describe_code(directory: Path | None = None) -> dict[str, Any]:

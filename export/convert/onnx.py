@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import onnx
 import torch
 from torch import nn
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from shipline.errors import GateError
 from shipline.export.rows import Rows
 from shipline.signature import Signature
+
+#: The line of the user's code that torch.export stopped at.
+_CALL = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in forward\n(?P<code>.*)')
+_OUTPUT = "shipline.output."
 
 
 def to_onnx(
@@ -39,22 +46,39 @@ def to_onnx(
                 (),
                 kwargs=example,
                 input_names=names,
-                output_names=[spec.name for spec in signature.outputs],
+                output_names=[f"{_OUTPUT}{number}" for number in range(len(signature.outputs))],
                 dynamic_shapes={name: {0: "batch"} for name in names},
                 dynamo=True,
                 external_data=False,
                 verbose=False,
             )
         assert program is not None
+        _name_outputs(program, [spec.name for spec in signature.outputs])
         model = _without_traces(program.model_proto)
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # whatever the exporter meets in a user's module
         root = _root_of(error)
+        if isinstance(root, GuardOnDataDependentSymNode):
+            raise GateError(_depends_on_values(module, root)) from error
         raise GateError(
             f"{type(module).__name__} cannot be exported to ONNX, so nothing was published: {type(root).__name__}: "
             f"{str(root).strip()[:800]}"
         ) from error
     return bytes(model.SerializeToString())
+
+
+def _name_outputs(program: Any, names: list[str]) -> None:
+    """Call the outputs what the signature calls them, and what is called so inside otherwise.
+
+    The exporter names what is inside after operators, such as `embedding`, and does not see that an output is, too.
+    """
+    outputs = list(program.model.graph.outputs)
+    for node in program.model.graph.all_nodes():
+        for value in node.outputs:
+            if value.name in names and not any(value is output for output in outputs):
+                value.name = f"{value.name}.inside"
+    for value, name in zip(outputs, names, strict=True):
+        value.name = name
 
 
 def _without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -76,6 +100,15 @@ def _parts(body: onnx.GraphProto | onnx.FunctionProto) -> Iterator[Any]:
         for attribute in node.attribute:
             for inner in [attribute.g] if attribute.HasField("g") else attribute.graphs:
                 yield from _parts(inner)
+
+
+def _depends_on_values(module: nn.Module, error: Exception) -> str:
+    found = _CALL.search(str(error))
+    where = f" at {Path(found['file']).name}:{found['line']}, `{found['code'].strip()}`" if found else ""
+    return (
+        f"forward of {type(module).__name__} decides by the values of its inputs{where}; a graph takes the same way "
+        "for all. Nothing was published. Write it for all rows alike, with torch.where or torch.cond."
+    )
 
 
 def _root_of(error: BaseException) -> BaseException:

@@ -12,7 +12,7 @@ from jsonargparse import ArgumentParser, Namespace
 from rich.table import Table
 
 from shipline.artifact import REPORT_HTML, REPORT_JSON, Artifact
-from shipline.checkpoint import Checkpoint, open_checkpoint
+from shipline.checkpoint import Checkpoint
 from shipline.commands.console import console, split_positional
 from shipline.commands.links import check_links
 from shipline.commands.train import train_parser
@@ -21,12 +21,14 @@ from shipline.config.files import read_file
 from shipline.errors import ConfigError
 
 if TYPE_CHECKING:
+    from shipline.export.lightning import LightningCheckpoint
     from shipline.train import DataModule
 
 
 def run(arguments: Sequence[str]) -> None:
     """Export a checkpoint and show the verdicts."""
     from shipline.compose import export
+    from shipline.export.origins import opened
 
     url, rest = split_positional(arguments)
     parser = export_parser()
@@ -36,7 +38,7 @@ def run(arguments: Sequence[str]) -> None:
             "Which checkpoint? Give its URL first, such as: shipline export runs/digits/best --to models/digits"
         )
     recipe = dataclasses.replace(build(parser, settings).recipe, **_shorthands(settings))
-    checkpoint = open_checkpoint(url)
+    checkpoint = opened(url)
     module, data = named_by(settings.run_config or trusted_config(checkpoint), checkpoint)
     artifact = export(checkpoint, recipe, to=settings.to, module=module, data=data, version=settings.version)
     if recipe.searches:
@@ -99,12 +101,14 @@ def add_export_options(parser: ArgumentParser) -> None:
     parser.add_class_arguments(Recipe, "recipe")
 
 
-def trusted_config(checkpoint: Checkpoint) -> str:
+def trusted_config(checkpoint: Checkpoint | LightningCheckpoint) -> str:
     """Return the configuration that names the checkpoint's class: on this machine's disk, written by the user's run.
 
     Raises:
         ConfigError: it is remote, or there is none. Text that comes from elsewhere does not choose which code runs.
     """
+    if not isinstance(checkpoint, Checkpoint):
+        raise ConfigError(f"Which class is {checkpoint.url} of? Give the training's file: --run_config train.yaml")
     config = Path(checkpoint.store.url).parent.parent / "config.yaml"
     if "://" in checkpoint.store.url:
         why = "its run's configuration is not on this machine"
@@ -120,7 +124,7 @@ def trusted_config(checkpoint: Checkpoint) -> str:
     )
 
 
-def named_by(config: str, checkpoint: Checkpoint) -> tuple[Callable[..., Any], DataModule]:
+def named_by(config: str, checkpoint: Checkpoint | LightningCheckpoint) -> tuple[Callable[..., Any], DataModule]:
     """Return what makes the module, and the data, that a training configuration names."""
     from shipline.compose import same_again
     from shipline.train.data.adopt import as_data

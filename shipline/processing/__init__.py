@@ -14,11 +14,12 @@ import numpy as np
 from pydantic import ValidationError
 
 from shipline import plugins
-from shipline.errors import ConfigError, IntegrityError, ProcessingError, SchemaError, SignatureError
+from shipline.errors import ConfigError, IntegrityError, ProcessingError, SchemaError
 from shipline.processing.answers import Labels, Softmax, TopK
 from shipline.processing.image import DecodeImage, Grayscale, Layout, Normalize, Resize, Rgb
 from shipline.processing.step import Step
 from shipline.processing.tabular import Columns
+from shipline.processing.text import Tokenize
 from shipline.signature import Signature
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Rgb",
     "Softmax",
     "Step",
+    "Tokenize",
     "TopK",
 ]
 
@@ -40,10 +42,11 @@ SCHEMA = 1
 
 
 class Processing:
-    """The steps before and after a model with one input and one output that the steps are about.
+    """The steps before and after a model, about its inputs and its first output.
 
     Args:
-        before: raw input -> one row of the model's input, without the batch dimension.
+        before: raw input -> one row of the model's input, without the batch dimension; or, for a model of several, one
+            row of each by name.
         after: one row of the model's first output -> the answer.
     """
 
@@ -51,14 +54,27 @@ class Processing:
         self.before = tuple(before)
         self.after = tuple(after)
 
-    def prepare(self, raw: Any) -> np.ndarray:
-        """Return one row of the model's input; ProcessingError where the raw input is at fault."""
+    def prepare(self, raw: Any) -> Any:
+        """Return one row of the model's input, or of each by name; ProcessingError where the raw input is at fault."""
         for step in self.before:
             raw = step(raw)
-        try:
-            return np.require(raw, requirements="W")  # Pillow's pictures are read-only, of which torch warns
-        except ValueError as error:
-            raise ProcessingError(f"The input is no array of numbers: {error}.") from error
+        return {name: _array(row) for name, row in raw.items()} if isinstance(raw, dict) else _array(raw)
+
+    def named(self, raw: Any, first: str) -> dict[str, np.ndarray]:
+        """Return one row of each input by name; `first` is the name of a model's only one."""
+        prepared = self.prepare(raw)
+        return prepared if isinstance(prepared, dict) else {first: prepared}
+
+    def inputs(self, raw: Any, signature: Signature) -> dict[str, np.ndarray]:
+        """Return what the model takes for one raw input, with a batch dimension.
+
+        Raises:
+            ProcessingError: the raw input is at fault.
+            SignatureError: the model takes something else.
+        """
+        arrays = {name: row[None] for name, row in self.named(raw, signature.inputs[0].name).items()}
+        signature.check_inputs(arrays)
+        return arrays
 
     def answer(self, output: np.ndarray) -> Any:
         """Return what people see for one row of the model's output."""
@@ -72,11 +88,10 @@ class Processing:
         """Whether the raw input is the bytes of a file, rather than JSON."""
         return bool(self.before) and isinstance(self.before[0], DecodeImage)
 
-    def check(self, signature: Signature) -> None:
-        """Raise SignatureError unless the model has the one input that the steps prepare."""
-        if len(signature.inputs) != 1:
-            names = ", ".join(spec.name for spec in signature.inputs)
-            raise SignatureError(f"The processing prepares one input; the model takes {names}.")
+    @property
+    def takes(self) -> dict[str, Any]:
+        """The JSON schema of a raw input."""
+        return dict(self.before[0].TAKES) if self.before else {}
 
     def to_json(self) -> bytes:
         """Return the steps as `processing.json`."""
@@ -112,6 +127,13 @@ def step(name: str, /, **parameters: Any) -> Step:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or name
         raise ConfigError(f"Step {name!r}: {where}: {first['msg']}.") from error
+
+
+def _array(value: Any) -> np.ndarray:
+    try:
+        return np.require(value, requirements="W")  # Pillow's pictures are read-only, of which torch warns
+    except ValueError as error:
+        raise ProcessingError(f"The input is no array of numbers: {error}.") from error
 
 
 def _stored(steps: tuple[Step, ...]) -> list[dict[str, Any]]:

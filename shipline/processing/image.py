@@ -21,6 +21,7 @@ class DecodeImage(Step):
     """Bytes of a PNG, JPEG, WebP, BMP, GIF or TIFF file -> uint8 [H, W, 3], upright; transparency is laid on white."""
 
     NAME: ClassVar[str] = "decode_image"
+    TAKES: ClassVar[dict[str, Any]] = {"type": "string", "format": "binary"}
 
     max_pixels: int = Field(default=1 << 24, ge=1, le=MAX_PIXELS)
 

@@ -14,6 +14,8 @@ class Step(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     NAME: ClassVar[str]
+    #: The JSON schema of what it takes where it is the first step, for the server's documentation.
+    TAKES: ClassVar[dict[str, Any]] = {}
 
     @abstractmethod
     def __call__(self, value: Any) -> Any:

@@ -17,6 +17,7 @@ class Columns(Step):
     """{"column": value} -> float32 [width]: the numeric columns in order, then each categorical one as 0s and a 1."""
 
     NAME: ClassVar[str] = "columns"
+    TAKES: ClassVar[dict[str, Any]] = {"type": "object"}
 
     numeric: tuple[str, ...] = ()
     categorical: dict[str, tuple[str, ...]] = Field(default_factory=dict)

@@ -193,3 +193,40 @@ def test_what_the_exporter_cannot_do_is_said_with_its_cause() -> None:
         to_onnx(module, rows, signature_of(module, rows))
     assert "aten._linalg_eigh" in str(caught.value)
     assert "\x1b" not in str(caught.value)
+
+
+class CalledAsInside(Seeded):
+    """Its outputs have the names that the exporter gives to what is inside, and each other's."""
+
+    def forward(self, x: Tensor, words: Tensor) -> Any:
+        found = self.words(words).mean(1)
+        return {"linear": found + 1, "embedding": self.line(x), "mean": self.line(x + found)}
+
+
+def test_outputs_may_be_called_as_operators_are() -> None:
+    inputs = {"x": torch.linspace(0, 1, 12).reshape(3, 4), "words": torch.arange(6).reshape(3, 2)}
+    module = CalledAsInside().eval()
+    rows = record(module, inputs)
+    signature = signature_of(module, rows)
+    runtime = Runtime(to_onnx(module, rows, signature), ServingSettings())
+    found = runtime.run({name: tensor.numpy() for name, tensor in inputs.items()})
+    assert [spec.name for spec in signature.outputs] == ["linear", "embedding", "mean"]
+    for output, wanted in zip(found, module(**inputs).values(), strict=True):
+        np.testing.assert_allclose(output, wanted.detach(), atol=1e-6)
+
+
+class Decides(Seeded):
+    def forward(self, x: Tensor) -> Any:
+        if x.sum() > 0:
+            return self.line(x)
+        return self.line(-x)
+
+
+def test_what_depends_on_values_is_named_with_its_line() -> None:
+    module = Decides().eval()
+    rows = record(module, {"x": torch.ones(3, 4)})
+    said = (
+        r"forward of Decides decides by the values of its inputs at test_convert\.py:\d+, `if x\.sum\(\) > 0:`; a graph"
+    )
+    with pytest.raises(GateError, match=said):
+        to_onnx(module, rows, signature_of(module, rows))

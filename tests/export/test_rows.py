@@ -62,16 +62,17 @@ def test_only_so_many_rows_are_kept_but_all_are_known_again(limit: int, kept: in
     assert (len(rows), rows.seen) == (kept, 8)
     np.testing.assert_array_equal(rows.inputs["x"], count(8)[:kept])
     np.testing.assert_array_equal(rows.outputs[0], -count(8)[:kept])
-    assert all(rows.has_seen(row) for row in count(8).numpy())
-    assert not rows.has_seen(np.float32([0, 2]))
-    assert not rows.has_seen(np.float64([0, 1]))
+    assert all(rows.has_seen({"x": row[None]}) for row in count(8).numpy())
+    assert not rows.has_seen({"x": np.float32([[0, 2]])})
+    assert not rows.has_seen({"x": np.float64([[0, 1]])})
+    assert not rows.has_seen({"y": count(8).numpy()[:1]})
 
 
 def test_rows_that_forward_writes_into_are_kept_as_they_came() -> None:
     rows = record(Halves(), {"x": count(3)})
     np.testing.assert_array_equal(rows.inputs["x"], count(3))
     np.testing.assert_array_equal(rows.outputs[0], count(3) / 2)
-    assert rows.has_seen(count(3)[1].numpy())
+    assert rows.has_seen({"x": count(3)[1:2].numpy()})
 
 
 def test_rows_that_the_loader_writes_into_afterwards_are_kept_as_they_came() -> None:

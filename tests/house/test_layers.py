@@ -92,6 +92,11 @@ def test_the_command_line_knows_the_parts_only_inside_functions() -> None:
                 assert not any(is_below(name, part) for part in PARTS), f"{module} imports {name} when it is imported"
 
 
+def plain(call: ast.Call) -> bool:
+    """Whether it is a `torch.load` that makes tensors and plain data alone."""
+    return ast.unparse(call.func) == "torch.load" and "weights_only=True" in map(ast.unparse, call.keywords)
+
+
 def test_nothing_unpickles() -> None:
     """No deserialiser that can run code is reachable: not from the network, not from a file."""
     for folder in FOLDERS:
@@ -102,7 +107,9 @@ def test_nothing_unpickles() -> None:
                 assert name.partition(".")[0] not in ("pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"), (
                     module
                 )
-            calls = {ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+            calls = {
+                ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call) and not plain(node)
+            }
             assert not calls & {"torch.load", "eval", "exec", "yaml.load", "np.load", "numpy.load"}, module
 
 

@@ -16,7 +16,8 @@ import shipline
 
 SURFACE = {
     "Callback", "Client", "DataModule", "EarlyStopping", "ModelCheckpoint", "Module", "Processing", "Recipe",
-    "ShiplineError", "Signature", "TensorSpec", "Trainer", "__version__", "export", "seed_everything", "serve",
+    "ShiplineError", "Signature", "TensorSpec", "Trainer", "__version__", "export", "huggingface", "seed_everything",
+    "serve",
 }  # fmt: skip
 
 

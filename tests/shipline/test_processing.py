@@ -8,7 +8,7 @@ import json
 import struct
 import warnings
 import zlib
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -641,12 +641,27 @@ def test_torch_takes_a_prepared_row_without_a_warning(steps: list[Step]) -> None
         assert torch.from_numpy(row).shape == row.shape
 
 
-def test_a_model_with_two_inputs_cannot_be_prepared() -> None:
-    one = TensorSpec(name="image", dtype="float32", shape=(-1, 8))
-    two = TensorSpec(name="mask", dtype="bool", shape=(-1, 8))
-    PICTURES.check(Signature(inputs=(one,), outputs=(two,)))
-    with pytest.raises(SignatureError, match="prepares one input; the model takes image, mask"):
-        PICTURES.check(Signature(inputs=(one, two), outputs=(one,)))
+class Halves(Step):
+    """[2n] -> two inputs of [n]."""
+
+    NAME: ClassVar[str] = "halves"
+
+    def __call__(self, value: Any) -> Any:
+        return dict(zip(("left", "right"), np.split(np.asarray(value, np.float32), 2), strict=True))
+
+
+def test_a_step_may_make_several_inputs() -> None:
+    left, right = (TensorSpec(name=name, dtype="float32", shape=(-1, 2)) for name in ("left", "right"))
+    two, one = Signature(inputs=(left, right), outputs=(left,)), Signature(inputs=(left,), outputs=(left,))
+    processing = Processing(before=[Halves()])
+    found = processing.inputs([1, 2, 3, 4], two)
+    assert {name: array.tolist() for name, array in found.items()} == {"left": [[1, 2]], "right": [[3, 4]]}
+    with pytest.raises(SignatureError, match="Unknown input 'right'; known: left"):
+        processing.inputs([1, 2, 3, 4], one)
+    plain = Processing(before=[])
+    assert plain.inputs(np.float32([1, 2]), one)["left"].tolist() == [[1, 2]]
+    with pytest.raises(SignatureError, match="Missing input 'right'"):
+        plain.inputs(np.float32([1, 2]), two)
 
 
 def stored(**changes: Any) -> bytes:

@@ -1,0 +1,78 @@
+"""Steps from a text to the inputs of a language model."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from shipline import plugins
+from shipline.errors import ProcessingError
+from shipline.processing.step import Step
+
+_ATTRIBUTES = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+
+
+class Tokenize(Step):
+    """A text -> int64 [max_length] for each of the inputs, by name: longer texts are cut, shorter ones padded.
+
+    Args:
+        tokenizer: a `tokenizer.json` (WordPiece, BPE, Unigram) as the `tokenizers` library writes it; what it says of
+            truncation and padding does not count.
+        max_length: tokens of a row, special ones included.
+        inputs: what the model takes.
+        pad_token: what fills a row; the attention mask is 0 there.
+        padding_side: where it is filled.
+        max_characters: longer texts are refused before anything looks at them.
+    """
+
+    NAME: ClassVar[str] = "tokenize"
+    TAKES: ClassVar[dict[str, Any]] = {"type": "string"}
+
+    tokenizer: str = Field(repr=False)
+    max_length: int = Field(ge=1, le=65536)
+    inputs: tuple[Literal["input_ids", "attention_mask", "token_type_ids"], ...] = Field(
+        default=("input_ids", "attention_mask"), min_length=1
+    )
+    pad_token: str = "[PAD]"  # noqa: S105 -- no password
+    padding_side: Literal["left", "right"] = "right"
+    max_characters: int = Field(default=100_000, ge=1)
+
+    @model_validator(mode="after")
+    def _whole(self) -> Tokenize:
+        if len(set(self.inputs)) < len(self.inputs):
+            raise ValueError("each input must occur once")
+        _ = self._encoder
+        return self
+
+    @cached_property
+    def _encoder(self) -> Any:
+        cls = plugins.load_target("tokenizers:Tokenizer")
+        try:
+            encoder = cls.from_str(self.tokenizer)
+        except Exception as error:  # the library raises plain Exception
+            raise ValueError(f"tokenizer is no tokenizer.json: {str(error)[:200]}") from error
+        number = encoder.token_to_id(self.pad_token)
+        if number is None:
+            raise ValueError(f"pad_token {self.pad_token!r} is not in the tokenizer's vocabulary")
+        special = encoder.num_special_tokens_to_add(is_pair=False)
+        if special >= self.max_length:
+            raise ValueError(f"max_length {self.max_length} leaves no room beside {special} special tokens")
+        encoder.enable_truncation(self.max_length)
+        encoder.enable_padding(
+            length=self.max_length, direction=self.padding_side, pad_id=number, pad_token=self.pad_token
+        )
+        return encoder
+
+    def __call__(self, value: Any) -> dict[str, np.ndarray]:
+        if not isinstance(value, str):
+            raise ProcessingError(f"Expected a text; got {type(value).__name__}. Send a JSON string.")
+        if len(value) > self.max_characters:
+            raise ProcessingError(f"The text has {len(value)} characters; at most {self.max_characters} are allowed.")
+        try:
+            found = self._encoder.encode(value)
+        except Exception as error:  # halves of surrogate pairs, which JSON can hold and UTF-8 cannot
+            raise ProcessingError("The text cannot be tokenised: it is no valid Unicode.") from error
+        return {name: np.asarray(getattr(found, _ATTRIBUTES[name]), np.int64) for name in self.inputs}

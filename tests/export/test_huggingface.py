@@ -1,0 +1,245 @@
+"""Language models from directories of Hugging Face's libraries: what they answer, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from texts import ABOUT, MINILM, SENTENCES, SUBJECTS, write_classifier
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+
+import shipline as sl
+from shipline.errors import ConfigError, IntegrityError, ShiplineError
+from shipline.export import on_rows, source_of
+from shipline.export.huggingface import is_pretrained
+from shipline.export.pooling import Pooling
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quiet() -> Any:
+    """Loading shows no bars here."""
+    from transformers import logging
+
+    logging.disable_progress_bar()
+    yield
+    logging.enable_progress_bar()
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_classifier(tmp_path_factory.mktemp("classifier") / "subjects")
+
+
+def answers(source: Any, texts: list[str]) -> list[Any]:
+    """What the module and its processing make of texts, one by one."""
+    module, found = source.build(), []
+    for text in texts:
+        inputs = {name: torch.from_numpy(row[None]) for name, row in source.processing.prepare(text).items()}
+        with torch.no_grad():
+            (output,) = module(**inputs).values()
+        found.append(source.processing.answer(output[0].numpy()))
+    return found
+
+
+def test_the_embeddings_are_those_of_the_model() -> None:
+    """Mean over the tokens that are there, at length 1: by hand, without any padding."""
+    assert is_pretrained(MINILM)
+    source = sl.huggingface(MINILM, max_length=48)
+    model, tokenizer = AutoModel.from_pretrained(MINILM).eval(), AutoTokenizer.from_pretrained(MINILM)
+    for text, found in zip(SENTENCES[:12], answers(source, SENTENCES[:12]), strict=True):
+        with torch.no_grad():
+            vectors = model(**tokenizer(text, truncation=True, max_length=48, return_tensors="pt")).last_hidden_state
+        wanted = torch.nn.functional.normalize(vectors[0].mean(0), dim=0)
+        np.testing.assert_allclose(found, wanted, atol=2e-6)
+
+
+def test_embeddings_of_like_sentences_are_near() -> None:
+    one, like, other = map(
+        np.array,
+        answers(
+            sl.huggingface(MINILM, max_length=24),
+            ["How old is the patient?", "What is the age of the patient?", "The wine was pressed in Italy."],
+        ),
+    )
+    assert one @ like > 0.9
+    assert one @ other < 0.2
+
+
+def test_the_lengths_that_a_model_was_made_for() -> None:
+    assert sl.huggingface(MINILM).processing.before[0].max_length == 256  # type: ignore[union-attr,attr-defined]
+    with pytest.raises(ConfigError, match="max_length is 257; model takes 1 to 256 tokens"):
+        sl.huggingface(MINILM, max_length=257)
+
+
+def test_a_classifier_answers_labels(classifier: Path) -> None:
+    source = source_of(classifier)
+    model, tokenizer = (
+        AutoModelForSequenceClassification.from_pretrained(classifier),
+        AutoTokenizer.from_pretrained(classifier),
+    )
+    with torch.no_grad():
+        logits = model.eval()(**tokenizer(SENTENCES[5], return_tensors="pt")).logits
+    (found,) = answers(source, [SENTENCES[5]])
+    assert set(found["scores"]) == set(SUBJECTS)
+    np.testing.assert_allclose([found["scores"][name] for name in SUBJECTS], logits.softmax(-1)[0], atol=1e-5)
+    assert found["label"] == SUBJECTS[int(logits.argmax())]
+
+
+def test_a_classifier_is_exported_with_its_accuracy(classifier: Path, tmp_path: Path) -> None:
+    def accuracy(outputs: dict[str, torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
+        return (outputs["logits"].argmax(1) == targets).float().mean()
+
+    source = sl.huggingface(classifier, max_length=24)
+    artifact = sl.export(
+        source, {"proof_rows": 64, "max_batch_size": 8}, rows=(SENTENCES, ABOUT), metric=accuracy, mode="max",
+        to=str(tmp_path / "m"),
+    )  # fmt: skip
+    manifest = artifact.manifest
+    assert manifest.metrics["accuracy"] > 0.8
+    assert [spec.name for spec in manifest.signature.inputs] == ["input_ids", "attention_mask", "token_type_ids"]
+    assert [spec.name for spec in manifest.signature.outputs] == ["logits"]
+    assert manifest.lineage.config["architectures"] == ["BertForSequenceClassification"]
+    assert {"transformers", "tokenizers"} <= set(manifest.lineage.packages)
+    assert str(classifier).encode() not in b"".join(artifact.read(name) for name in manifest.files)
+
+
+def test_the_outputs_of_transformers_own_models_have_names(classifier: Path) -> None:
+    from shipline.export.rows import recording
+    from shipline.export.signature import signature_of
+
+    model = AutoModel.from_pretrained(classifier).eval()
+    ids = torch.arange(40).reshape(4, 10)
+    with recording(model, 4) as rows, torch.no_grad():
+        model(input_ids=ids, attention_mask=torch.ones_like(ids))
+    names = [spec.name for spec in signature_of(model, rows).outputs]
+    assert names == ["last_hidden_state", "pooler_output"]
+
+
+@pytest.mark.parametrize("mode", ["mean", "cls", "max"])
+def test_pooling_does_not_see_what_is_masked(mode: Any) -> None:
+    vectors = torch.linspace(-2, -1, 24).reshape(2, 4, 3)
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1]])
+    pool = Pooling(mode)
+    alone = {"mean": vectors[0, :2].mean(0), "cls": vectors[0, 0], "max": vectors[0, :2].amax(0)}[mode]
+    torch.testing.assert_close(pool(vectors, mask)[0], alone)
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+
+
+def edit(name: str, **changes: Any) -> Callable[[Path], None]:
+    """Change what a JSON file of the directory says."""
+
+    def change(root: Path) -> None:
+        content = json.loads((root / name).read_text())
+        (root / name).write_text(json.dumps(content | changes))
+
+    return change
+
+
+def modules(*kinds: tuple[str, str]) -> Callable[[Path], None]:
+    def change(root: Path) -> None:
+        found = [{"type": f"sentence_transformers.models.{kind}", "path": path} for kind, path in kinds]
+        (root / "modules.json").write_text(json.dumps(found))
+
+    return change
+
+
+def pickled(root: Path) -> None:
+    """Weights as a pickle alone, which leaves a trace where it is read."""
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return Path.mkdir, (root / "planted",)
+
+    (root / "model.safetensors").unlink()
+    torch.save({"evil": Evil()}, root / "pytorch_model.bin")
+
+
+def remote_code(root: Path) -> None:
+    (root / "evil.py").write_text(
+        f"import pathlib; pathlib.Path({str(root / 'planted')!r}).mkdir()\nclass Evil: pass\n"
+    )
+    edit("config.json", auto_map={"AutoModel": "evil.Evil"}, model_type="evil")(root)
+
+
+def prompted(root: Path) -> None:
+    (root / "config_sentence_transformers.json").write_text('{"default_prompt_name": "query"}')
+
+
+def fewer_weights(root: Path) -> None:
+    weights = safetensors.torch.load_file(root / "model.safetensors")
+    weights.pop("bert.encoder.layer.0.output.dense.weight")
+    safetensors.torch.save_file(weights, root / "model.safetensors", metadata={"format": "pt"})
+
+
+def cut(root: Path) -> None:
+    data = (root / "model.safetensors").read_bytes()
+    (root / "model.safetensors").write_bytes(data[: len(data) // 2])
+
+
+EMBEDS = [edit("config.json", architectures=["BertModel"]), modules(("Transformer", ""), ("Pooling", "1_Pooling"))]
+
+
+def pools(**modes: bool) -> Callable[[Path], None]:
+    def change(root: Path) -> None:
+        (root / "1_Pooling").mkdir()
+        (root / "1_Pooling" / "config.json").write_text(json.dumps(modes))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ([lambda root: (root / "tokenizer.json").unlink()], ConfigError, r"subjects has no tokenizer\.json"),
+        ([pickled], ConfigError, r"has no model\.safetensors\. Weights are read from safetensors alone"),
+        ([remote_code, *EMBEDS[1:], pools(pooling_mode_cls_token=True)], IntegrityError, "cannot be loaded"),
+        ([fewer_weights], IntegrityError, "lacks 1 of the model's weights, or has others: bert.encoder"),
+        ([cut], IntegrityError, "subjects cannot be loaded"),
+        ([lambda root: (root / "config.json").write_text("{")], IntegrityError, r"/config\.json cannot be read"),
+        ([edit("config.json", architectures=["BertForMaskedLM"])], ConfigError, "is a BertForMaskedLM without"),
+        ([edit("config.json", problem_type="multi_label_classification")], ConfigError, "gives several labels at once"),
+        ([EMBEDS[0], modules(("Transformer", ""), ("Dense", "2_Dense"))], ConfigError, "is made of Transformer, Dense"),
+        ([EMBEDS[0], modules(("Transformer", ""), ("Pooling", "../.."))], IntegrityError, "which is outside of it"),
+        ([*EMBEDS, pools(pooling_mode_mean_tokens=True, pooling_mode_cls_token=True)], ConfigError, "known is one of"),
+        ([*EMBEDS, pools(pooling_mode_lasttoken=True)], ConfigError, "pools by pooling_mode_lasttoken; known is"),
+        ([*EMBEDS, prompted], ConfigError, "puts a prompt before each text"),
+    ],
+)  # fmt: skip
+def test_directories_that_are_refused(
+    classifier: Path, tmp_path: Path, changes: list[Callable[[Path], Any]], error: type[ShiplineError], said: str
+) -> None:
+    root = tmp_path / "subjects"
+    shutil.copytree(classifier, root)
+    for change in changes:
+        change(root)
+    with pytest.raises(error, match=said):
+        sl.export(str(root), rows=SENTENCES, to=str(tmp_path / "m"))
+    assert not (root / "planted").exists()
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ("a text", "rows are raw inputs as clients send them, in a list"),
+        ([], "rows has 0 rows"),
+        ([*SENTENCES[:3], 7], "Raw row 3 cannot be prepared: Expected a text; got int"),
+        ((SENTENCES, ABOUT[:-1]), f"rows has {len(SENTENCES)} raw inputs and {len(SENTENCES) - 1} targets"),
+    ],
+)
+def test_rows_that_are_no_texts(classifier: Path, rows: Any, said: str) -> None:
+    def evaluated() -> Any:
+        source = on_rows(sl.huggingface(classifier, max_length=8), rows, metric=lambda *_: 0.0)
+        return source.evaluate(source.build())
+
+    with pytest.raises(ConfigError, match=said):
+        evaluated()

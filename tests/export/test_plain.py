@@ -1,0 +1,388 @@
+"""A module that was trained elsewhere, and rows: what is evaluated on them, and what of them is refused."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_diabetes, load_digits
+from sklearn.metrics import r2_score
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+import shipline as sl
+from shipline.artifact import Artifact
+from shipline.errors import ConfigError, GateError, ShiplineError, SignatureError
+from shipline.export import Source, on_rows, source_of
+from shipline.export.examples import Examples
+from shipline.export.fidelity import Fidelity
+from shipline.export.source import digest_of
+from shipline.export.trained import look_at
+from shipline.processing import Columns, Processing
+
+LAX: dict[str, Any] = {"min_speedup": 0.0}
+
+
+@functools.cache
+def digits() -> tuple[torch.Tensor, torch.Tensor]:
+    images, labels = load_digits(return_X_y=True)
+    return torch.tensor(images / 16, dtype=torch.float32), torch.tensor(labels)
+
+
+X, Y = digits()[0][:300], digits()[1][:300]
+
+
+@functools.cache
+def classifier() -> nn.Module:
+    """Trained by a loop of the user's own, and left in training mode."""
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(64, 48), nn.ReLU(), nn.Dropout(0.2), nn.Linear(48, 10))
+        optimizer, (x, y) = torch.optim.AdamW(net.parameters(), lr=1e-2), digits()
+        for _ in range(60):
+            optimizer.zero_grad()
+            F.cross_entropy(net(x[300:]), y[300:]).backward()
+            optimizer.step()
+    return net
+
+
+def accuracy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return (outputs.argmax(1) == targets).float().mean()
+
+
+class Does(nn.Module):
+    """A module whose forward is this function of x."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.function(x)
+
+
+class Masked(nn.Module):
+    def forward(self, x: torch.Tensor, mask: torch.Tensor, scale: torch.Tensor | None = None) -> Any:
+        return (x * mask).sum(1) if scale is None else (x * mask).sum(1) * scale
+
+
+# ---- the whole export ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return sl.export(classifier(), rows=X, to=str(tmp_path_factory.mktemp("models") / "plain"))
+
+
+def test_without_a_metric_the_answers_of_the_module_itself_count(artifact: Artifact) -> None:
+    manifest = artifact.manifest
+    assert str(manifest.signature) == "input: float32[-1, 64] -> output: float32[-1, 10]"
+    assert manifest.metrics == {"fidelity": pytest.approx(1, abs=1e-9)}
+    assert {"parity", "batch_invariance", "metric"} <= {verdict.gate for verdict in manifest.verdicts}
+    assert "rebuilt" not in {verdict.gate for verdict in manifest.verdicts}
+    assert manifest.lineage.weights_digest == digest_of(classifier())
+    assert manifest.lineage.config == {"module": "torch.nn.modules.container.Sequential"}
+    assert "torch" in manifest.lineage.packages
+    assert manifest.lineage.checkpoint is None
+
+
+def test_the_users_object_stays_as_it_is(tmp_path: Path) -> None:
+    net = copy.deepcopy(classifier()).train()
+    before = copy.deepcopy(net.state_dict())
+    sl.export(net, rows=X[:40], to=str(tmp_path / "m"))
+    assert all(part.training for part in net.modules())
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+    assert "forward" not in net.__dict__
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda net: torch.compile(net, backend="eager")])
+def test_what_is_put_around_a_module_is_taken_off(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    found = source_of(wrap(classifier())).build()
+    assert type(found) is nn.Sequential
+    assert digest_of(found) == digest_of(classifier())
+
+
+def test_a_metric_and_targets(tmp_path: Path) -> None:
+    metrics = {"accuracy": accuracy, "loss": F.cross_entropy}
+    found = sl.export(classifier(), rows=(X, Y), metric=metrics, mode="max", to=str(tmp_path / "m")).manifest
+    with torch.no_grad():
+        answers = copy.deepcopy(classifier()).eval()(X)
+    assert found.metrics["accuracy"] == pytest.approx(float(accuracy(answers, Y)))
+    assert found.metrics["accuracy"] > 0.85
+    assert found.metrics["loss"] == pytest.approx(float(F.cross_entropy(answers, Y)), abs=1e-5)
+    assert next(v for v in found.verdicts if v.gate == "metric").message.startswith("accuracy is")
+
+
+@pytest.mark.parametrize(("mode", "passes"), [("min", False), ("max", True)])
+def test_a_metric_of_which_less_is_better(mode: Any, passes: bool, tmp_path: Path) -> None:
+    """A metric that grows when it is asked for again: worse, where a low one is good."""
+    values = iter([1.0, 2.0])
+    options: dict[str, Any] = {"rows": (X, Y), "metric": lambda *_: next(values), "mode": mode}
+    if passes:
+        assert sl.export(classifier(), to=str(tmp_path / "m"), **options).manifest.metrics == {"metric": 2.0}
+    else:
+        with pytest.raises(GateError, match=r"metric is 2, the trained module's is 1: worse by 1; 0.005 is allowed"):
+            sl.export(classifier(), to=str(tmp_path / "m"), **options)
+
+
+def test_int8_is_calibrated_on_rows_of_its_own(tmp_path: Path) -> None:
+    """On rows that are all alike, or all 0, the scales are wrong, which shows."""
+    recipe = sl.Recipe(precision="int8", max_metric_drop=0.02, **LAX)
+    options: dict[str, Any] = {"recipe": recipe, "rows": X, "to": str(tmp_path / "m")}
+    found = sl.export(classifier(), **options, calibration=digits()[0][300:]).manifest.metrics["fidelity"]
+    assert 0.98 <= found < 1
+    with pytest.raises(GateError, match="metric: fidelity is"):
+        sl.export(classifier(), **options, calibration=torch.zeros(64, 64))
+    with pytest.raises(ConfigError, match="calibration_rows=512, and there are 5: scales that are measured on fewer"):
+        sl.export(classifier(), **options, calibration=X[:5])
+
+
+def test_raw_rows_and_processing(tmp_path: Path) -> None:
+    table = load_diabetes()
+    x, y = torch.tensor(table.data, dtype=torch.float32), torch.tensor(table.target, dtype=torch.float32)
+    net = nn.Linear(10, 1)
+    solution = torch.linalg.lstsq(torch.cat([x, torch.ones(len(x), 1)], 1), y[:, None]).solution
+    net.load_state_dict({"weight": solution[:10].T, "bias": solution[10]})
+    raw = [dict(zip(table.feature_names, map(float, row), strict=True)) for row in table.data]
+    processing = Processing(before=[Columns(numeric=tuple(table.feature_names))])
+    found = sl.export(
+        net, rows=(raw, y), processing=processing, metric=lambda out, y: F.l1_loss(out[:, 0], y), mode="min",
+        to=str(tmp_path / "m"),
+    ).manifest  # fmt: skip
+    assert 40 < found.metrics["metric"] < 46  # as least squares on this table is known to do
+    assert next(v for v in found.verdicts if v.gate == "preprocessing").passed
+    bad = [*raw[:3], {"age": 1.0}]
+    with pytest.raises(ConfigError, match="Raw row 3 cannot be prepared: Missing column 'sex'"):
+        sl.export(net, rows=bad, processing=processing, to=str(tmp_path / "m"))
+
+
+def test_rows_in_place_of_a_runs_own_data(trained: Any, tmp_path: Path) -> None:
+    found = sl.export(trained, rows=X, to=str(tmp_path / "m")).manifest
+    assert found.metrics.keys() == {"fidelity"}
+    assert found.lineage.checkpoint_digest == trained.checkpoint.manifest.digest
+
+
+# ---- what rows may be ------------------------------------------------------------------------------------------------
+
+MASK = (torch.arange(300)[:, None] % 7 != torch.arange(64)[None] % 7).float()
+TEN = torch.utils.data.Subset(TensorDataset(X, MASK, Y), range(150))
+
+
+@pytest.mark.parametrize(
+    ("rows", "count", "labelled"),
+    [
+        ((X, MASK), 300, False),
+        ([(x, m) for x, m in zip(X, MASK, strict=True)], 300, False),
+        ((X.numpy(), MASK.numpy(), Y.numpy()), 300, True),
+        ({"x": X, "mask": MASK.numpy()}, 300, False),
+        ({"x": X, "mask": MASK, "label": Y}, 300, True),
+        (TensorDataset(X, MASK), 300, False),
+        (TEN, 150, True),
+        (DataLoader(TEN, 32, shuffle=True), 150, True),
+        ([{"x": x, "mask": m, "y": y} for x, m, y in zip(X.numpy(), MASK, Y, strict=True)], 300, True),
+    ],
+)
+def test_the_forms_of_rows(rows: Any, count: int, labelled: bool) -> None:
+    examples = Examples(rows, Masked().forward, labelled=labelled)
+    for _ in range(2):
+        batches = list(examples.batches())
+        x, mask = (torch.cat([batch[name] for batch, _ in batches]) for name in ("x", "mask"))
+        assert all(batch.keys() == {"x", "mask"} for batch, _ in batches)
+        order = torch.cdist(x, X).argmin(1)
+        assert order.sort().values.tolist() == list(range(count))
+        assert torch.equal(mask, MASK[order])
+        if labelled:
+            assert torch.equal(torch.cat([target for _, target in batches]), Y[order])
+        else:
+            assert all(target is None for _, target in batches)
+
+
+def test_a_loader_that_shuffles_gives_the_same_order_each_time_and_draws_nothing() -> None:
+    state = torch.random.get_rng_state()
+    examples = Examples(DataLoader(TensorDataset(X), 300, shuffle=True), nn.Identity().forward, labelled=False)
+    (first, _), (again, _) = (next(iter(examples.batches())) for _ in range(2))
+    assert torch.equal(first["input"], again["input"])
+    assert not torch.equal(first["input"], X)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def nothing(x: torch.Tensor) -> torch.Tensor:
+    return x
+
+
+@pytest.mark.parametrize(
+    ("module", "rows", "options", "said"),
+    [
+        (nn.Identity(), iter([X]), {}, "rows is a list_iterator, which can be read once; give a list"),
+        (nn.Identity(), 3, {}, "rows is a int; give arrays by name, a Dataset or a DataLoader"),
+        (nn.Identity(), "rows.csv", {}, "rows is a str; give arrays by name"),
+        (nn.Identity(), X[:0], {}, "rows has 0 rows; a proof needs at least 2"),
+        (nn.Identity(), X[:1], {}, "rows has 1 rows; a proof needs at least 2, and hundreds prove more"),
+        (nn.Identity(), [], {}, "rows has 0 rows"),
+        (nn.Identity(), (X, Y[:7]), {}, r"The arrays of rows have \[7, 300\] rows"),
+        (nn.Identity(), (X, Y, Y), {}, "A row has 3 arrays; forward takes input, and one more may be the targets"),
+        (nn.Identity(), [X[0], X[0, :9]], {}, "The rows cannot be read: .* All rows of an input have one shape"),
+        (Masked(), (X, MASK, Y), {}, r"is the last an input, or the targets\? Name them: rows={'x': \.\.\.}"),
+        (Masked(), {"x": X, "mas": MASK}, {}, r"rows has 'mas', which forward does not take. Did you mean 'mask'\?"),
+        (Masked(), {"x": X, "a": Y, "b": Y}, {"metric": accuracy}, "rows has 'a', 'b', which forward does not take"),
+        (Masked(), {"x": X}, {}, r"forward of Masked cannot take the rows \(x: torch.float32 \[64, 64\]\): TypeError"),
+        (classifier(), X.double(), {}, r"input: torch.float64 \[64, 64\]\): RuntimeError: mat1 and mat2 must have the"),
+        (classifier(), X, {"metric": "accuracy"}, "metric is 'accuracy'; give a function of outputs and targets"),
+        (classifier(), (X, Y), {"metric": accuracy}, "Is a high 'accuracy' good, or a low one"),
+        (classifier(), (X, Y), {"metric": lambda out, y: out}, "The metric 'metric' gives no number for all outputs"),
+        (Does(lambda *x: x[0]), {"y": X}, {}, "rows has 'y', which forward does not take"),
+        (nn.Linear, X, {}, "What is to be exported is a type: give what Trainer.fit returned"),
+    ],
+)  # fmt: skip
+def test_rows_that_cannot_be_used(module: Any, rows: Any, options: Any, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ShiplineError, match=said) as caught:
+        sl.export(module, rows=rows, to=str(tmp_path / "m"), **options)
+    assert isinstance(caught.value, ConfigError | SignatureError)
+    assert not (tmp_path / "m").exists()
+
+
+def test_without_rows_nothing_is_proved(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"proved on real rows: give data=YourDataModule\(\), or rows=\.\.\."):
+        sl.export(classifier(), to=str(tmp_path / "m"))
+
+
+# ---- what a module may not do ----------------------------------------------------------------------------------------
+
+
+class Counts(nn.Module):
+    """Counts how often it was asked, in a buffer or in an attribute."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.asked = how, 0
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.how == "in place":
+            self.count += 1
+        elif self.how == "anew":
+            self.count = self.count + 1
+        else:
+            self.asked += 1
+        return x + self.count + self.asked
+
+
+@pytest.mark.parametrize(
+    ("module", "error", "said"),
+    [
+        (Counts("in place"), SignatureError, "forward of Counts changes 'count' in evaluation mode"),
+        (Counts("anew"), SignatureError, "forward of Counts changes 'count' in evaluation mode"),
+        (Counts("attribute"), GateError, "Counts answers the same rows otherwise when it is asked again: 'output'"),
+        (Does(lambda x: x + torch.rand(())), GateError, "Its forward draws random numbers or keeps something"),
+        (Does(lambda x: x / 0), GateError, "own output 'output' is NaN or infinite in 256 of 256 validation rows"),
+        (Does(lambda x: x.sum()), SignatureError, "no tensor with a batch dimension"),
+        (Does(lambda x: x.bfloat16()), SignatureError, "bfloat16, which a request cannot carry: convert it in forward"),
+    ],
+)
+def test_what_forward_may_not_do(module: nn.Module, error: type[ShiplineError], said: str) -> None:
+    with pytest.raises(error, match=said):
+        look_at(on_rows(Source.of_module(module), X), sl.Recipe())
+
+
+def test_weights_that_are_not_finite() -> None:
+    net = nn.Linear(64, 2)
+    with torch.no_grad():
+        net.weight[1, 3] = float("nan")
+    with pytest.raises(GateError, match=r"The Linear has 1 NaN or infinite values in 'weight' \(128 in all\)"):
+        Source.of_module(net)
+
+
+def test_a_module_that_cannot_be_copied() -> None:
+    net = nn.Linear(64, 2)
+    net.last = net(X)  # type: ignore[assignment]
+    with pytest.raises(ConfigError, match=r"The Linear cannot be copied, and is not to be changed: RuntimeError"):
+        Source.of_module(net)
+
+
+# ---- outputs ---------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass
+class Parts:
+    top: Any
+    rest: Any = None
+    bottom: Any = None
+
+
+class Pair(NamedTuple):
+    first: Any
+    second: Any
+
+
+@pytest.mark.parametrize(
+    ("function", "names"),
+    [
+        (lambda x: {"top": x[:, :3], "a b": x[:, 3:]}, ["top", "a b"]),
+        (lambda x: (x[:, :3], x[:, 3:]), ["output_0", "output_1"]),
+        (lambda x: Parts(x[:, :3], bottom=x[:, 3:]), ["top", "bottom"]),
+        (lambda x: Pair(x[:, :3], x[:, 3:]), ["first", "second"]),
+    ],
+)
+def test_outputs_have_names(function: Callable[..., Any], names: list[str], tmp_path: Path) -> None:
+    found = sl.export(Does(function), rows=X[:40], to=str(tmp_path / "m")).manifest
+    assert [(spec.name, spec.shape) for spec in found.signature.outputs] == [(names[0], (-1, 3)), (names[1], (-1, 61))]
+
+
+# ---- fidelity --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+def test_fidelity_is_the_coefficient_of_determination(offset: float) -> None:
+    """As scikit-learn computes it, which leaves pixels out that are the same in all rows."""
+    own = X[:, X.std(0) > 0].double() + offset
+    found = own + torch.randn(own.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) / 10
+    fidelity = Fidelity()
+    for start in range(0, 300, 64):
+        fidelity.add(found[start : start + 64], own[start : start + 64])
+    assert fidelity.value() == pytest.approx(r2_score(own, found, multioutput="variance_weighted"), abs=1e-9)
+
+
+def test_fidelity_of_other_outputs() -> None:
+    fidelity = Fidelity()
+    constant, labels = torch.ones(300, 2), Y.clone()
+    labels[:30] += 1
+    fidelity.add({"constant": constant, "label": labels}, {"constant": constant, "label": Y})
+    assert fidelity.value() == pytest.approx((1 + 0.9) / 2)
+    off = Fidelity()
+    off.add(constant * 2, constant)
+    assert off.value() == 0.0
+
+
+def test_a_low_fidelity_publishes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph of another module, as a wrong export would be."""
+    monkeypatch.setattr(
+        "shipline.export.convert.onnx.torch.onnx.export",
+        functools.partial(_export_of, copy.deepcopy(classifier()), torch.onnx.export),
+    )
+    with pytest.raises(GateError, match=r"metric: fidelity is 0\.\d+, the trained module's is 1: worse by"):
+        sl.export(classifier(), sl.Recipe(tolerance=1.0), rows=X, to=str(tmp_path / "m"))
+
+
+def _export_of(module: Any, export: Callable[..., Any], _: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    with torch.no_grad():
+        module[3].weight *= 0.7
+    return export(module.eval(), *args, **kwargs)
+
+
+def test_targets_may_be_anything_a_metric_takes() -> None:
+    words = [f"digit {int(y)}" for y in Y]
+    rows = [(x, word) for x, word in zip(X, words, strict=True)]
+
+    def right(outputs: torch.Tensor, targets: list[str]) -> float:
+        return float(np.mean([f"digit {i}" == word for i, word in zip(outputs.argmax(1), targets, strict=True)]))
+
+    source = on_rows(Source.of_module(classifier()), rows, metric=right, mode="max")
+    assert source.evaluate(source.build())["right"] > 0.85

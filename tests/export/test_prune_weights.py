@@ -157,8 +157,8 @@ def test_sparse_weights_are_published_and_need_not_be_smaller(trained: Run, tmp_
     made = PruneWeights(amount=0.5, finetune_epochs=2)
     plain = sl.export(trained, sl.Recipe(passes=(made,), **lax), to=str(tmp_path / "plain"))
     small = sl.export(trained, sl.Recipe(passes=(made, StaticInt8()), **lax), to=str(tmp_path / "small"))
-    assert [verdict.gate for verdict in plain.manifest.verdicts] == [
-        "parity", "batch_invariance", "metric", "latency", "rebuilt",
-    ]  # fmt: skip
+    gates = {verdict.gate for verdict in plain.manifest.verdicts}
+    assert "size" not in gates
+    assert {"parity", "metric", "latency"} <= gates
     assert "size" in {verdict.gate for verdict in small.manifest.verdicts}
     assert "sparse-50% int8 on onnxruntime" in small.read("report.json").decode()

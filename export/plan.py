@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -10,7 +9,7 @@ from typing import Any, Literal
 from shipline.artifact import ServingSettings
 from shipline.backends.base import Backend
 from shipline.export.passes.base import GraphPass, ModulePass, Pass
-from shipline.export.processor import cuts_sums
+from shipline.export.processor import computes_bfloat16, cuts_sums
 from shipline.plugins import load
 
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
@@ -34,7 +33,8 @@ PRECISIONS: dict[str, dict[str, dict[str, Any]]] = {
     "int4-weights": {"weights-int4": {}},
 }
 
-# What a search tries on each backend, where that is installed.
+# What a search tries on each backend, where that is installed. Not torch-export: it runs operator by operator, as the
+# trained module does, and is there for those who want that.
 SEARCHED = {
     "onnxruntime": (
         FLOAT32,
@@ -47,6 +47,8 @@ SEARCHED = {
         "float16",
     ),
     "openvino": (FLOAT32, BFLOAT16, "int8", "int8-portable", "int8-mixed", "int8-weights"),
+    "torchscript": (FLOAT32,),
+    "aotinductor": (FLOAT32, BFLOAT16),
 }
 
 
@@ -117,10 +119,20 @@ def searched(backend: str | None, passes: Sequence[Pass] = ()) -> list[Plan]:
 
     Where there are passes of the module, each way is tried without them and with them.
     """
-    backends = [backend] if backend else [name for name in SEARCHED if importlib.util.find_spec(name)]
+    backends = [backend] if backend else [name for name in SEARCHED if _is_installed(name)]
     plans = [plan(precision, name) for name in backends for precision in SEARCHED.get(name, (FLOAT32,))]
     if cuts_sums():  # then int8 is portable already
         plans = [each for each in plans if each.precision != "int8-portable"]
+    if not computes_bfloat16():  # OpenVINO computes in float32 then, and a library for AOTInductor takes long to make
+        plans = [each for each in plans if (each.precision, each.backend) != (BFLOAT16, "aotinductor")]
     if of_module := tuple(each for each in passes if isinstance(each, ModulePass)):
         plans += [replace(each, module_passes=of_module) for each in plans]
     return [each for each in plans if each != BASELINE]
+
+
+def _is_installed(backend: str) -> bool:
+    try:
+        load("backend", backend)
+    except ImportError:
+        return False
+    return True

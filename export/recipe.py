@@ -29,11 +29,12 @@ class Recipe:
     """How to export.
 
     Args:
-        precision: "float32"; "bfloat16": float32 weights, computed in bfloat16 (OpenVINO); "float16"; "int8": weights
-            and activations, scales measured on training rows; "int8-portable": the same for older processors
+        precision: "float32"; "bfloat16": computed in bfloat16 (OpenVINO, and what runs on torch); "float16"; "int8":
+            weights and activations, scales measured on training rows; "int8-portable": the same for older processors
             than this one; "int8-mixed": products alone, without those that suffer most; "int8-dynamic";
             "int8-weights"; "int4-weights"; or "auto": measure them all and publish the best that keeps the promise.
-        backend: "onnxruntime" or "openvino"; default: onnxruntime, and for "auto" each that is installed.
+        backend: "onnxruntime", "openvino", "torchscript", "torch-export" or "aotinductor"; default: onnxruntime, and
+            for "auto" each that is installed, but for torch-export.
         prune: share of the channels to take out of the module, of those that can go, before anything else; it is
             trained on then. "auto" measures what is pruned and what is not. Needs the extra `prune`.
         finetune_epochs: for how many passes over the training data; default: 5.
@@ -130,7 +131,7 @@ def _check_way(recipe: Recipe) -> None:
     if recipe.precision == BFLOAT16 and recipe.backend in (None, "onnxruntime"):
         raise ConfigError(
             f"Recipe has precision='bfloat16' and backend={recipe.backend!r}: onnxruntime has no bfloat16 on a CPU. "
-            "Set backend='openvino'."
+            "Set backend='openvino', or 'aotinductor'."
         )
     _check_passes(recipe)
     _check_prune(recipe)

@@ -30,6 +30,7 @@ from shipline.serve.metrics import CONTENT_TYPE, Metrics
 from shipline.serve.model import ServedModel
 from shipline.serve.openapi import describe
 from shipline.serve.repository import Repository
+from shipline.serve.trust import Trust
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ EXTENSIONS: list[str] = []
 class Application(FastAPI):
     """A FastAPI application whose prediction endpoints are found by one look into a dict, before any middleware."""
 
-    def __init__(self, url: str, on_failure: Callable[[ShiplineError], None]) -> None:
+    def __init__(self, url: str, on_failure: Callable[[ShiplineError], None], trust: Trust | None = None) -> None:
         super().__init__(
             title="Shipline",
             version=shipline.__version__,
@@ -54,7 +55,7 @@ class Application(FastAPI):
         )
         self._endpoints: dict[str, Endpoint] = {}
         self.metrics = Metrics()
-        self.repository = Repository(url, self.metrics, self._add)
+        self.repository = Repository(url, self.metrics, self._add, trust)
         self.on_failure = on_failure
         self.stopping = False
         _add_routes(self)
@@ -145,7 +146,7 @@ async def _model_metadata(request: Request, name: str, version: str | None = Non
     return {
         "name": manifest.name,
         "versions": [manifest.version],
-        "platform": f"{manifest.backend}_onnx",
+        "platform": f"{manifest.backend}_{manifest.model_file.rpartition('.')[2]}",
         "inputs": [_tensor(spec) for spec in manifest.signature.inputs],
         "outputs": [_tensor(spec) for spec in manifest.signature.outputs],
         "parameters": {

@@ -12,12 +12,13 @@ from shipline import plugins
 from shipline.artifact import PROCESSING, Artifact, ArtifactManifest, ServingSettings
 from shipline.backends.base import Arrays, Backend
 from shipline.backends.cores import cores
-from shipline.errors import ProcessingError, SignatureError
+from shipline.errors import InputError, ProcessingError, SignatureError
 from shipline.processing import Processing
 from shipline.serve.batcher import Batcher
 from shipline.serve.errors import bad
 from shipline.serve.golden import Example, GoldenRows, replay
 from shipline.serve.metrics import Metrics
+from shipline.serve.trust import Trust
 
 QUEUED_BATCHES = 64
 # Handing a batch to a thread costs about this much, and makes others wait about as long.
@@ -52,15 +53,15 @@ class ServedModel:
         )
 
     @classmethod
-    async def load(cls, artifact: Artifact, metrics: Metrics) -> ServedModel:
+    async def load(cls, artifact: Artifact, metrics: Metrics, trust: Trust) -> ServedModel:
         """Return the model behind an artifact, after it has answered its own golden rows as the trained module did.
 
         Raises:
             IntegrityError: a file is damaged.
-            ServingError: an answer to a golden row is wrong on this machine.
+            ServingError: an answer to a golden row is wrong on this machine, or it holds code and is not trusted.
         """
         rows = GoldenRows(artifact)
-        model = await asyncio.to_thread(cls._open, artifact, rows.example(), metrics)
+        model = await asyncio.to_thread(cls._open, artifact, rows.example(), metrics, trust)
         try:
             await replay(model, rows)
         except BaseException:
@@ -69,9 +70,10 @@ class ServedModel:
         return model
 
     @classmethod
-    def _open(cls, artifact: Artifact, example: Example, metrics: Metrics) -> ServedModel:
+    def _open(cls, artifact: Artifact, example: Example, metrics: Metrics, trust: Trust) -> ServedModel:
         manifest = artifact.manifest
         backend_class: type[Backend] = plugins.load("backend", manifest.backend)
+        trust.check(artifact, backend_class)
         backend = backend_class.load(artifact.read(manifest.model_file), manifest.serving)
         processing = Processing.from_json(artifact.read(PROCESSING)) if PROCESSING in artifact else None
         return cls(manifest, backend, processing, example, metrics)
@@ -90,11 +92,14 @@ class ServedModel:
         """Return the outputs for tensors that match the signature.
 
         Raises:
-            RequestError: too few or too many rows, or too many requests.
+            RequestError: too few or too many rows, too many requests, or values that the runtime does not compute with.
         """
         if not 1 <= rows <= self.manifest.serving.max_batch_size:
             raise bad(f"A request has 1 to {self.manifest.serving.max_batch_size} rows for this model; got {rows}.")
-        return await self._batcher.submit(inputs, rows)
+        try:
+            return await self._batcher.submit(inputs, rows)
+        except InputError as error:
+            raise bad(str(error)) from error
 
     def prepare(self, raw: Any) -> Arrays:
         """Return the tensors for one raw input; RequestError where it is at fault."""

@@ -9,15 +9,21 @@ from shipline.errors import ConfigError
 from shipline.serve.errors import RequestError
 from shipline.serve.metrics import Metrics
 from shipline.serve.model import ServedModel
+from shipline.serve.trust import Trust
 
 
 class Repository:
     """The models below one URL. Knows no HTTP; tells `on_ready` of each model that takes traffic."""
 
     def __init__(
-        self, url: str, metrics: Metrics, on_ready: Callable[[ServedModel], None] = lambda model: None
+        self,
+        url: str,
+        metrics: Metrics,
+        on_ready: Callable[[ServedModel], None] = lambda model: None,
+        trust: Trust | None = None,
     ) -> None:
         self.url = url
+        self._trust = trust or Trust()
         self._metrics = metrics
         self._on_ready = on_ready
         self._models: dict[str, ServedModel] = {}
@@ -35,7 +41,7 @@ class Repository:
 
     async def load(self, artifact: Artifact) -> ServedModel:
         """Load one model, let it prove itself, and let it take traffic."""
-        model = await ServedModel.load(artifact, self._metrics)
+        model = await ServedModel.load(artifact, self._metrics, self._trust)
         self._models[model.name] = model
         self._loading.discard(model.name)
         model.metrics.ready(value=True)

@@ -7,7 +7,7 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -15,6 +15,7 @@ import uvicorn
 
 from shipline.errors import ConfigError, ServingError, ShiplineError
 from shipline.serve.app import Application
+from shipline.serve.trust import Trust
 from shipline.store import redact
 
 logger = logging.getLogger("shipline.serve")
@@ -40,14 +41,23 @@ class Serving:
 
     Raises:
         ServingError: the port is taken.
-        ConfigError: there is no such port or host.
+        ConfigError: there is no such port or host, or a URL to trust is none.
     """
 
-    def __init__(self, url: str, *, host: str = "127.0.0.1", port: int = 8000, grace_s: int = GRACE_S) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 8000,
+        trust: Sequence[str] = (),
+        grace_s: int = GRACE_S,
+    ) -> None:
         self._url = url
+        trusted = Trust(trust)
         self._socket = _bind(host, port)
         self._bound: tuple[str, int] = self._socket.getsockname()[:2]
-        self._app = Application(url, self._fail)
+        self._app = Application(url, self._fail, trusted)
         config = uvicorn.Config(
             self._app,
             http="httptools",
@@ -118,8 +128,8 @@ class Serving:
 class BackgroundServer:
     """A server in a thread of this process, ready when the block begins and stopped when it ends."""
 
-    def __init__(self, url: str, *, host: str = "127.0.0.1", port: int = 0) -> None:
-        self._serving = Serving(url, host=host, port=port)
+    def __init__(self, url: str, *, host: str = "127.0.0.1", port: int = 0, trust: Sequence[str] = ()) -> None:
+        self._serving = Serving(url, host=host, port=port, trust=trust)
         self._thread = threading.Thread(target=self._run, name="shipline-serve")
 
     @property
@@ -148,20 +158,23 @@ class BackgroundServer:
             logger.debug("The server ended: %s", error)  # whoever entered the block raises it
 
 
-def serve(url: str, *, host: str = "127.0.0.1", port: int = 8000) -> None:
+def serve(url: str, *, host: str = "127.0.0.1", port: int = 8000, trust: Sequence[str] = ()) -> None:
     """Serve every model below `url`, or one model, or one version, until a signal.
 
     Args:
         url: of a repository, a model or a version; local or anything that fsspec understands.
         host: address to listen on; 0.0.0.0 is every network of this machine.
         port: to listen on; 0 is any free one.
+        trust: URLs below which models may hold code: TorchScript, torch.export, AOTInductor. Whoever may write there
+            can run what they like in this process.
 
     Raises:
-        ServingError: the port is taken, or a model answers its own golden rows wrongly on this machine.
+        ServingError: the port is taken, a model answers its own golden rows wrongly on this machine, or it holds code
+            and is not below a URL that is trusted.
         NotFoundError: there is no artifact.
         IntegrityError: a file is damaged.
     """
-    Serving(url, host=host, port=port).run()
+    Serving(url, host=host, port=port, trust=trust).run()
 
 
 def _bind(host: str, port: int) -> socket.socket:

@@ -11,6 +11,7 @@
     ├── IntegrityError         bytes differ from what their manifest promises
     ├── SchemaError            written by a newer Shipline than this one
     ├── SignatureError         tensors or a module do not match the declared signature (also a ValueError)
+    ├── InputError             a runtime cannot compute with the values of a tensor (also a ValueError)
     ├── ProcessingError        a raw input cannot be turned into tensors (also a ValueError)
     ├── TrainingError          a run cannot go on
     ├── GateError              an export failed its proof; nothing was published
@@ -74,6 +75,10 @@ class SchemaError(ShiplineError):
 
 class SignatureError(ShiplineError, ValueError):
     """Tensors, or a module, do not match the declared signature."""
+
+
+class InputError(ShiplineError, ValueError):
+    """A runtime cannot compute with the values of a tensor."""
 
 
 class ProcessingError(ShiplineError, ValueError):

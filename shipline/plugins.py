@@ -27,11 +27,17 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "top_k": "shipline.processing.answers:TopK",
     },
     "backend": {
+        "aotinductor": "shipline.backends.aotinductor:AotInductorBackend",
         "onnxruntime": "shipline.backends.onnx:OnnxBackend",
         "openvino": "shipline.backends.openvino:OpenVinoBackend",
+        "torch-export": "shipline.backends.exported:ExportedBackend",
+        "torchscript": "shipline.backends.torchscript:TorchScriptBackend",
     },
     "converter": {
+        "aotinductor": "shipline.export.convert.aotinductor:to_aotinductor",
         "onnx": "shipline.export.convert.onnx:to_onnx",
+        "torch-export": "shipline.export.convert.exported:to_exported",
+        "torchscript": "shipline.export.convert.torchscript:to_torchscript",
     },
     "accelerator": {
         "cpu": "shipline.train.accelerators.cpu:CpuAccelerator",

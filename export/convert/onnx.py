@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import re
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +13,8 @@ from torch import nn
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from shipline.errors import GateError
+from shipline.export.convert.exporters import quiet, refused, root_of
+from shipline.export.convert.tensors import example_of
 from shipline.export.rows import Rows
 from shipline.signature import Signature
 
@@ -38,9 +37,9 @@ def to_onnx(
         GateError: the module cannot be exported; the message is the exporter's.
     """
     names = [spec.name for spec in signature.inputs]
-    example = {name: torch.from_numpy(rows.inputs[name][:1].repeat(2, axis=0)) for name in names}
+    example = dict(zip(names, example_of(rows, signature), strict=True))
     try:
-        with _quiet(), torch.no_grad():
+        with quiet("torch.onnx", "onnxscript", "onnx_ir"), torch.no_grad():
             program = torch.onnx.export(
                 module.eval(),
                 (),
@@ -57,13 +56,10 @@ def to_onnx(
         model = _without_traces(program.model_proto)
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # whatever the exporter meets in a user's module
-        root = _root_of(error)
+        root = root_of(error)
         if isinstance(root, GuardOnDataDependentSymNode):
             raise GateError(_depends_on_values(module, root)) from error
-        raise GateError(
-            f"{type(module).__name__} cannot be exported to ONNX, so nothing was published: {type(root).__name__}: "
-            f"{str(root).strip()[:800]}"
-        ) from error
+        raise refused(module, "exported to ONNX", error) from error
     return bytes(model.SerializeToString())
 
 
@@ -109,24 +105,3 @@ def _depends_on_values(module: nn.Module, error: Exception) -> str:
         f"forward of {type(module).__name__} decides by the values of its inputs{where}; a graph takes the same way "
         "for all. Nothing was published. Write it for all rows alike, with torch.where or torch.cond."
     )
-
-
-def _root_of(error: BaseException) -> BaseException:
-    """The first cause: what the exporter wraps around it says how to debug the exporter."""
-    return error if error.__cause__ is None else _root_of(error.__cause__)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide what the exporter says of itself: deprecations inside torch, optional packages that it looks for."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

@@ -18,6 +18,8 @@ class Backend(ABC):
     #: The name of the converter that makes what `load` takes, and that of the file that an artifact keeps it in.
     format: ClassVar[str] = "onnx"
     model_file: ClassVar[str] = "model.onnx"
+    #: Whether such a file can do more than compute: a server then loads it only from where its operator trusts it.
+    runs_code: ClassVar[bool] = False
 
     @classmethod
     @abstractmethod
@@ -26,7 +28,11 @@ class Backend(ABC):
 
     @abstractmethod
     def run(self, inputs: Arrays) -> Arrays:
-        """Return the outputs by name; inputs and outputs have a batch dimension."""
+        """Return the outputs by name; inputs and outputs have a batch dimension.
+
+        Raises:
+            InputError: it cannot compute with these values, and whoever sent them is to know.
+        """
 
     def close(self) -> None:  # noqa: B027 -- nothing to give back is the common case
         """Give back what `load` took."""

@@ -13,6 +13,7 @@ import numpy as np
 from shipline.artifact import ServingSettings
 from shipline.backends.base import Arrays, Backend
 from shipline.backends.cores import cores
+from shipline.errors import InputError
 
 
 @contextlib.contextmanager
@@ -77,12 +78,12 @@ def _fitting(name: str, array: np.ndarray) -> np.ndarray:
     """Return the array as OpenVINO takes it: in one piece, and without numbers that it would quietly cut to 32 bits.
 
     Raises:
-        OverflowError: there are some.
+        InputError: there are some.
     """
     if array.dtype.kind in "iu" and array.dtype.itemsize >= 4 and array.size:
         for value in (int(array.min()), int(array.max())):
             if not _SMALLEST <= value <= _LARGEST:
-                raise OverflowError(
+                raise InputError(
                     f"{name!r} holds {value}; OpenVINO computes whole numbers in 32 bits on a CPU. "
                     "Send smaller ones, or export with backend='onnxruntime'."
                 )

@@ -31,7 +31,12 @@ def run(arguments: Sequence[str]) -> None:
     show_verdicts(artifact)
     from shipline.plugins import load_target
 
-    load_target("shipline.serve.server:serve")(artifact.url, host=settings.serve.host, port=settings.serve.port)
+    load_target("shipline.serve.server:serve")(
+        artifact.url,
+        host=settings.serve.host,
+        port=settings.serve.port,
+        trust=[artifact.url],  # this process has just written it
+    )
 
 
 def up_parser(sources: Sources) -> ArgumentParser:

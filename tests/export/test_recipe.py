@@ -37,7 +37,7 @@ from shipline.export.recipe import AUTO, Precision
         ({"max_metric_drop": None}, "max_metric_drop=None; set a number from 0 on"),
         ({"tolerance": "0.5%"}, "tolerance='0.5%'; set a number from 0 on"),
         ({"objective": "fastest"}, "objective='fastest'; choose one of speed, latency, throughput, size"),
-        ({"precision": "bfloat16"}, "onnxruntime has no bfloat16 on a CPU. Set backend='openvino'"),
+        ({"precision": "bfloat16"}, "onnxruntime has no bfloat16 on a CPU. Set backend='openvino', or 'aotinductor'"),
         ({"precision": "bfloat16", "backend": "onnxruntime"}, "Set backend='openvino'"),
         ({"precision": "auto", "passes": (Float16(),)}, "give passes, or the name of a precision"),
         ({"precision": "int8", "passes": (Float16(),)}, "Recipe has passes of a graph and precision='int8'"),

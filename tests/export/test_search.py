@@ -10,21 +10,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch._inductor import config
 
 import shipline as sl
 from shipline.artifact import Artifact, open_model
 from shipline.backends.openvino import OpenVinoBackend
 from shipline.commands import main
-from shipline.errors import GateError
-from shipline.export import Source, search, workbench
+from shipline.errors import GateError, MissingExtraError
+from shipline.export import Source, plan, search, workbench
 from shipline.export.candidate import Candidate
 from shipline.export.latency import Latency
 from shipline.export.passes.static_int8 import StaticInt8
-from shipline.export.plan import BASELINE, Plan, searched
+from shipline.export.plan import BASELINE, SEARCHED, Plan, searched
 from shipline.export.recipe import Recipe
 from shipline.export.trained import Trained, look_at
 from shipline.export.workbench import Workbench
 from shipline.train import Run
+
+
+@pytest.fixture(autouse=True)
+def without_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Search what is made in a moment; a compiler takes its time."""
+    monkeypatch.delitem(SEARCHED, "aotinductor")
 
 
 @pytest.fixture(scope="module")
@@ -227,3 +234,36 @@ def test_a_search_keeps_no_runtime_and_leaves_no_file(source: Source, looked_at:
         assert [each for each in found.candidates if "runtime" in vars(each)] == [bench.baseline]
         assert all(each.file.stat().st_size == each.size for each in found.candidates)
     assert not any(each.file.exists() for each in found.candidates)
+
+
+def test_what_no_compiler_can_make_is_said_and_the_others_go_on(
+    trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(SEARCHED, "aotinductor", ("float32", "bfloat16"))
+    monkeypatch.setattr(plan, "computes_bfloat16", lambda: True)
+    monkeypatch.setattr(config.cpp, "cxx", (None, "no-such-compiler"))
+    artifact = export(trained, tmp_path / "m", backend="aotinductor")
+    assert artifact.manifest.backend == "onnxruntime"
+    refused = json.loads(artifact.read("report.json"))["refused"]
+    assert [line.partition(":")[0] for line in refused] == ["float32 on aotinductor", "bfloat16 on aotinductor"]
+    assert all("needs a compiler of C++, and there is no 'no-such-compiler' here" in line for line in refused)
+
+
+def test_a_backend_that_is_not_installed_is_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {each.backend for each in searched(None)} == {"onnxruntime", "openvino", "torchscript"}
+    real = plan.load
+
+    def load(kind: str, name: str) -> Any:
+        if name == "openvino":
+            raise MissingExtraError("not here")
+        return real(kind, name)
+
+    monkeypatch.setattr(plan, "load", load)
+    assert {each.backend for each in searched(None)} == {"onnxruntime", "torchscript"}
+
+
+def test_bfloat16_is_compiled_only_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SEARCHED, "aotinductor", ("float32", "bfloat16"))
+    for has, expected in ((True, ["float32", "bfloat16"]), (False, ["float32"])):
+        monkeypatch.setattr(plan, "computes_bfloat16", lambda has=has: has)
+        assert [each.precision for each in searched("aotinductor")] == expected

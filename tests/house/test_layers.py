@@ -20,6 +20,7 @@ FORBIDDEN: dict[str, dict[str, tuple[str, ...]]] = {
         **dict.fromkeys((*ML, *WEB), ()),
         "onnxruntime": ("shipline.backends.onnx",),
         "openvino": ("shipline.backends.openvino",),
+        "torch": tuple(f"shipline.backends.{name}" for name in ("aotinductor", "exported", "torch", "torchscript")),
         **dict.fromkeys(PARTS, ("shipline", "shipline.compose", "shipline.commands")),
     },
     "train": {

@@ -5,21 +5,28 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import artifacts
 import numpy as np
 import onnxruntime
 import pytest
+import torch
+import torch_files
 from backend_conformance import BackendConformance, Case, check_equal
 from doubles import POISON, IdentityBackend
 from helpers import ROOT
 
 from shipline import plugins
 from shipline.artifact import ServingSettings
+from shipline.backends.aotinductor import AotInductorBackend
+from shipline.backends.base import Backend
+from shipline.backends.exported import ExportedBackend
 from shipline.backends.onnx import OnnxBackend
 from shipline.backends.openvino import OpenVinoBackend
-from shipline.errors import UnknownNameError
+from shipline.backends.torchscript import TorchScriptBackend
+from shipline.errors import InputError, SignatureError, UnknownNameError
 
 
 class TestIdentity(BackendConformance):
@@ -67,11 +74,56 @@ class TestOpenVino(BackendConformance):
         return Case(graph.model, inputs, graph.function, (POISON_INPUTS | poison)[request.param])
 
 
+class _OnTorch(BackendConformance):
+    """Floats, whole numbers and truths in one module, as the converter of the backend makes a file of it."""
+
+    @pytest.fixture
+    def case(self) -> Case:
+        poison = {**torch_files.inputs_of(2), "index": np.array([0, 99])}
+        model = torch_files.mixed(self.backend_class.format)
+        return Case(model, torch_files.inputs_of, torch_files.mixed_in_numpy, poison)
+
+    def test_inputs_of_another_shape_are_refused(self, backend: Backend) -> None:
+        """Compiled code would take them, and read past their end."""
+        inputs = {**torch_files.inputs_of(2), "x": np.zeros((2, 3), np.float32)}
+        with pytest.raises(SignatureError, match=r"'x' must have shape \[-1, 4\]; got \[2, 3\]"):
+            backend.run(inputs)
+
+    def test_several_threads_at_once_get_their_own_answers(self, backend: Backend) -> None:
+        batches = [torch_files.inputs_of(3) for _ in range(40)]
+        with ThreadPoolExecutor(4) as pool:
+            for inputs, outputs in zip(batches, pool.map(backend.run, batches), strict=True):
+                check_equal(outputs, torch_files.mixed_in_numpy(inputs))
+
+    def test_torch_has_as_many_threads_as_before(self, backend: Backend, case: Case) -> None:
+        """An export must not slow down the training after it."""
+        before = torch.get_num_threads()
+        try:
+            for count in (1, 2):
+                torch.set_num_threads(count)
+                backend.run(case.inputs(2))
+                assert torch.get_num_threads() == count
+        finally:
+            torch.set_num_threads(before)
+
+
+class TestTorchScript(_OnTorch):
+    backend_class = TorchScriptBackend
+
+
+class TestExported(_OnTorch):
+    backend_class = ExportedBackend
+
+
+class TestAotInductor(_OnTorch):
+    backend_class = AotInductorBackend
+
+
 @pytest.mark.parametrize("number", [1 << 31, -(1 << 31) - 1, 1 << 40])
 def test_openvino_refuses_numbers_that_it_would_cut(number: int) -> None:
     """It would answer for another number, and not say so."""
     backend = OpenVinoBackend.load(artifacts.masked().model, ServingSettings())
-    with pytest.raises(OverflowError, match=f"'ids' holds {number}; OpenVINO computes whole numbers in 32 bits"):
+    with pytest.raises(InputError, match=f"'ids' holds {number}; OpenVINO computes whole numbers in 32 bits"):
         backend.run({"ids": np.array([[number, 0, 0]]), "keep": np.ones((1, 3), bool)})
 
 

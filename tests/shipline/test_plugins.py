@@ -27,8 +27,9 @@ def test_everything_built_in_loads(kind: str, name: str) -> None:
 def test_an_unknown_name_suggests_the_nearest_and_lists_the_known() -> None:
     with pytest.raises(UnknownNameError) as caught:
         load("backend", "onnxruntme")
-    assert (
-        str(caught.value) == "Unknown backend 'onnxruntme'. Did you mean 'onnxruntime'? Known: onnxruntime, openvino."
+    assert str(caught.value) == (
+        "Unknown backend 'onnxruntme'. Did you mean 'onnxruntime'? "
+        "Known: aotinductor, onnxruntime, openvino, torch-export, torchscript."
     )
 
 

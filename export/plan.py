@@ -114,12 +114,13 @@ def plan(precision: str, backend: str, passes: Sequence[Pass] = ()) -> Plan:
     return Plan(precision, backend, own, of_module)
 
 
-def searched(backend: str | None, passes: Sequence[Pass] = ()) -> list[Plan]:
+def searched(backend: str | None, passes: Sequence[Pass] = (), *, compiled: bool = False) -> list[Plan]:
     """Return what a search tries, besides the baseline: on one backend, or on each that is installed.
 
-    Where there are passes of the module, each way is tried without them and with them.
+    Those whose files are code are among them where `compiled` says so: servers load such files only from where they are
+    told to. Where there are passes of the module, each way is tried without them and with them.
     """
-    backends = [backend] if backend else [name for name in SEARCHED if _is_installed(name)]
+    backends = [backend] if backend else [name for name in SEARCHED if _is_searched(name, compiled=compiled)]
     plans = [plan(precision, name) for name in backends for precision in SEARCHED.get(name, (FLOAT32,))]
     if cuts_sums():  # then int8 is portable already
         plans = [each for each in plans if each.precision != "int8-portable"]
@@ -130,9 +131,9 @@ def searched(backend: str | None, passes: Sequence[Pass] = ()) -> list[Plan]:
     return [each for each in plans if each != BASELINE]
 
 
-def _is_installed(backend: str) -> bool:
+def _is_searched(backend: str, *, compiled: bool) -> bool:
     try:
-        load("backend", backend)
-    except ImportError:
+        found: type[Backend] = load("backend", backend)
+    except ImportError:  # not installed
         return False
-    return True
+    return compiled or not found.runs_code

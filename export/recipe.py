@@ -34,12 +34,14 @@ class Recipe:
             than this one; "int8-mixed": products alone, without those that suffer most; "int8-dynamic";
             "int8-weights"; "int4-weights"; or "auto": measure them all and publish the best that keeps the promise.
         backend: "onnxruntime", "openvino", "torchscript", "torch-export" or "aotinductor"; default: onnxruntime, and
-            for "auto" each that is installed, but for torch-export.
+            for "auto" each that is installed and whose files are no code.
         prune: share of the channels to take out of the module, of those that can go, before anything else; it is
             trained on then. "auto" measures what is pruned and what is not. Needs the extra `prune`.
         finetune_epochs: for how many passes over the training data; default: 5.
         passes: what the module goes through before it is converted; and then what the graph goes through, instead of
             what the precision stands for; in order.
+        compiled: let "auto" try TorchScript and AOTInductor, too: their files are code, which servers load only from
+            where `shipline serve --trust` says so.
         objective: what "auto" looks for: "speed" (batches of 1 and the largest alike), "latency" (of 1), "throughput"
             (of the largest), or "size".
         metric: the metric that the export may not cost; default: the one that the checkpoint was chosen by.
@@ -59,6 +61,7 @@ class Recipe:
     prune: float = 0.0
     finetune_epochs: int | None = None
     passes: tuple[Pass, ...] = ()
+    compiled: bool = False
     objective: Objective = "speed"
     metric: str | None = None
     mode: Literal["min", "max"] | None = None

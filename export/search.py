@@ -39,7 +39,7 @@ def search(bench: Workbench, recipe: Recipe) -> Found:
     if bench.baseline.failed:
         return Found([bench.baseline], bench.baseline, [])
     made, refused = [bench.baseline], []
-    for plan in searched(recipe.backend, recipe.all_passes):
+    for plan in searched(recipe.backend, recipe.all_passes, compiled=recipe.compiled):
         try:
             made.append(_timed(bench, plan))
         except GateError as error:

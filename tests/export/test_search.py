@@ -250,7 +250,7 @@ def test_what_no_compiler_can_make_is_said_and_the_others_go_on(
 
 
 def test_a_backend_that_is_not_installed_is_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert {each.backend for each in searched(None)} == {"onnxruntime", "openvino", "torchscript"}
+    assert {each.backend for each in searched(None)} == {"onnxruntime", "openvino"}
     real = plan.load
 
     def load(kind: str, name: str) -> Any:
@@ -259,7 +259,18 @@ def test_a_backend_that_is_not_installed_is_not_searched(monkeypatch: pytest.Mon
         return real(kind, name)
 
     monkeypatch.setattr(plan, "load", load)
-    assert {each.backend for each in searched(None)} == {"onnxruntime", "torchscript"}
+    assert {each.backend for each in searched(None)} == {"onnxruntime"}
+
+
+def test_files_that_are_code_are_searched_only_for_those_who_say_so(
+    bench: Workbench, timed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server would not load them unless it is told to."""
+    timed["float32 on torchscript"] = (0.1, 1.0)
+    found = search.search(bench, sl.Recipe(precision="auto"))
+    assert not any(each.plan.backend_class.runs_code for each in found.candidates)
+    found = search.search(bench, sl.Recipe(precision="auto", compiled=True))
+    assert str(found.chosen.plan) == "float32 on torchscript"
 
 
 def test_bfloat16_is_compiled_only_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:

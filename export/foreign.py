@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -14,6 +16,7 @@ from google.protobuf.message import Message
 
 from shipline.artifact import REPORT_JSON, Artifact, ArtifactManifest, Model, ServingSettings, Verdict
 from shipline.backends.base import Arrays
+from shipline.backends.trial import survive
 from shipline.errors import ConfigError, GateError, SignatureError
 from shipline.export import gates, report
 from shipline.export.exporter import refuse_failed
@@ -53,8 +56,11 @@ def import_onnx(
     specs = _free_batch(graph)
     settings = ServingSettings(max_batch_size=max_batch_size)
     changed = bytes(graph.SerializeToString())
-    runtime = Runtime(changed, settings)
     inputs, answers = _rows(golden, specs)
+    with tempfile.TemporaryDirectory(prefix="shipline-import-") as scratch:
+        (tried := Path(scratch) / "model.onnx").write_bytes(changed)
+        survive(tried, BASELINE.backend, settings, inputs)
+    runtime = Runtime(changed, settings)
     signature = Signature(inputs=specs, outputs=_outputs(graph, runtime, inputs))
     _check_names(inputs, answers, signature)
     rows = _recorded(runtime, inputs, answers, signature)

@@ -64,6 +64,8 @@ def prove(source: Source, recipe: Recipe) -> Proof:
 def _asked_for(bench: Workbench, recipe: Recipe) -> Found:
     plan = recipe.plan()
     candidates = [bench.baseline] if plan == BASELINE else [bench.baseline, bench.make(plan)]
+    if plan != BASELINE:
+        bench.try_out(candidates[-1])
     for candidate in candidates:
         bench.time(candidate)
         bench.judge(candidate, to_the_end=True)

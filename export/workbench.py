@@ -14,6 +14,7 @@ from shipline import plugins
 from shipline.artifact import Verdict
 from shipline.backends.base import Arrays
 from shipline.backends.cores import cores
+from shipline.backends.trial import survive
 from shipline.errors import ConfigError, GateError
 from shipline.export import gates
 from shipline.export.candidate import Candidate
@@ -64,7 +65,10 @@ class Workbench:
         return self.baseline if plan == BASELINE else self._candidate(plan)
 
     def try_out(self, candidate: Candidate) -> None:
-        """Run it once on real rows; GateError where it cannot."""
+        """Run it on real rows, first where it can crash nobody else; GateError where it cannot."""
+        largest = self._recipe.max_batch_size
+        inputs, plan = batch_of(candidate.trained.rows.inputs, largest), candidate.plan
+        survive(candidate.file, plan.backend, plan.serving(largest), inputs)
         for batch in (1, self._recipe.max_batch_size):
             candidate.runtime.run(batch_of(candidate.trained.rows.inputs, batch))
 

@@ -22,6 +22,8 @@ from shipline.export.convert.tensors import TensorFunction, as_function, example
 from shipline.export.rows import Rows
 from shipline.signature import Signature
 
+_TORCH = str(Path(torch.__file__).parent)
+
 
 def to_torchscript(
     module: nn.Module, rows: Rows, signature: Signature, compute: Literal["float32", "bfloat16"] = "float32"
@@ -53,7 +55,9 @@ def _traced(function: nn.Module, example: tuple[torch.Tensor, ...]) -> tuple[Any
     with warnings.catch_warnings(record=True) as caught, torch.no_grad(), _unread_properties(function):
         warnings.simplefilter("always")
         program = torch.jit.trace(function, example, check_trace=False)  # type: ignore[no-untyped-call]
-    seen = [each for each in caught if issubclass(each.category, TracerWarning)]
+    # torch's own layers look at sizes, to check them; what they compute is the same for all rows.
+    of_users = (each for each in caught if not each.filename.startswith(_TORCH))
+    seen = [each for each in of_users if issubclass(each.category, TracerWarning)]
     return program, [f"{Path(each.filename).name}:{each.lineno}" for each in seen]
 
 

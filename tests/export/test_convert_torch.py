@@ -70,6 +70,18 @@ def test_a_module_keeps_its_answers_and_stays_as_it_is(form: str, capfd: pytest.
     assert capfd.readouterr() == ("", "")
 
 
+def test_layers_that_look_at_sizes_are_traced() -> None:
+    """As torch's own group norm does, which no script could follow into a module that belongs to a Trainer."""
+
+    class Normed(Tiny):
+        def forward(self, x: torch.Tensor) -> Any:
+            return super().forward(nn.functional.group_norm(x, 4))
+
+    module = Normed().eval()
+    found = answers("torchscript", module, {"x": X})
+    assert np.abs(found - module(torch.from_numpy(X)).numpy(force=True)).max() <= 1e-6
+
+
 @pytest.mark.parametrize("form", INTERPRETED)
 def test_bfloat16_halves_the_weights(form: str) -> None:
     sizes = [len(torch_files.converted(form, Tiny(512), {"x": X}, compute)) for compute in ("float32", "bfloat16")]

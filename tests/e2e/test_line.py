@@ -93,7 +93,7 @@ def test_everything_on_s3_with_a_users_own_train_py(s3: str, tmp_path: Path) -> 
         "export", f"{s3}/runs/mine/best", "--to", f"{s3}/models/mine", "--run_config", "mine.yaml",
         "--recipe.precision", "int8", "--recipe.min_speedup", "0", cwd=tmp_path,
     )  # fmt: skip
-    assert said.count("passed") == 7
+    assert said.count("passed") == 9
     assert "stable 100" in run("inspect", f"{s3}/models/mine", cwd=tmp_path)
 
     with serving(f"{s3}/models", tmp_path) as address:

@@ -268,8 +268,7 @@ def test_files_that_are_code_are_searched_only_for_those_who_say_so(
 ) -> None:
     """A server would not load them unless it is told to."""
     timed["float32 on torchscript"] = (0.1, 1.0)
-    found = search.search(bench, sl.Recipe(precision="auto"))
-    assert not any(each.plan.backend_class.runs_code for each in found.candidates)
+    assert not any(each.backend_class.runs_code for each in searched(None))
     found = search.search(bench, sl.Recipe(precision="auto", compiled=True))
     assert str(found.chosen.plan) == "float32 on torchscript"
 

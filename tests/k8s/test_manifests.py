@@ -92,7 +92,7 @@ def test_the_command_line_takes_the_arguments_of_the_container(
     command, *arguments = pods(base)[0].main["args"]
     serve_command.run([argument.replace("$(SHIPLINE_URL)", "s3://models") for argument in arguments])
     assert command == "serve"
-    assert served == [("s3://models", {"host": "0.0.0.0", "port": 8000})]  # noqa: S104 -- compared, not listened on
+    assert served == [("s3://models", {"host": "0.0.0.0", "port": 8000, "trust": []})]  # noqa: S104 -- compared, not listened on
 
 
 def test_the_overlay_of_the_readme_renders_and_keeps_every_rule(tmp_path: Path) -> None:

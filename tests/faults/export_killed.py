@@ -30,7 +30,7 @@ from shipline.export.proof import Proof
 from shipline.store import Publication
 
 PROVING: dict[str, tuple[Any, str]] = {
-    "rebuild": (sources, "_check_finite"),
+    "rebuild": (sources, "check_finite"),
     "convert": (conversion, "to_onnx"),
     "quantise": (static_int8, "quantize_static"),
     "prove": (gates, "batch_invariance"),

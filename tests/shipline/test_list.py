@@ -9,7 +9,8 @@ from helpers import Install
 from shipline.plugins import BUILT_IN, load
 
 PLURALS = {
-    "accelerator": "accelerators", "backend": "backends", "callback": "callbacks", "logger": "loggers",
+    "accelerator": "accelerators", "backend": "backends", "callback": "callbacks", "converter": "converters",
+    "logger": "loggers",
     "pass": "passes", "precision": "precisions", "profiler": "profilers", "step": "steps", "strategy": "strategies",
 }  # fmt: skip
 

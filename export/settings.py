@@ -16,7 +16,8 @@ from shipline.export.runtime import Runtime
 
 ROUNDS = 3
 MIN_ROUND_S = 0.01
-#: A smaller batch that reaches this share of the best throughput is preferred: its rows wait less.
+#: What reaches this share of the best throughput is as good. Of these the largest batch is preferred: servers join what
+#: waits already, so nobody waits for it to fill, and each batch costs them as much as many a small model's rows.
 ENOUGH = 0.95
 
 
@@ -46,9 +47,15 @@ def tune(candidate: Candidate) -> tuple[ServingSettings, list[Point]]:
         finally:
             runtime.close()
     best = max(found.values())
-    batch, threads = min(place for place, rate in found.items() if rate >= ENOUGH * best)
+    batch, threads = max((place for place, rate in found.items() if rate >= ENOUGH * best), key=_most_joined)
     points = [Point(batch, threads, rate) for (batch, threads), rate in sorted(found.items())]
     return plain.model_copy(update={"threads": threads, "preferred_batch_size": batch}), points
+
+
+def _most_joined(place: tuple[int, int]) -> tuple[int, int]:
+    """The most rows; then the fewest threads."""
+    batch, threads = place
+    return batch, -threads
 
 
 def _powers(base: int, last: int) -> list[int]:

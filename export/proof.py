@@ -56,7 +56,8 @@ def prove(source: Source, recipe: Recipe) -> Proof:
         chosen, best = found.chosen, front(found.candidates, bench)
         _judge_source(chosen, trained, source, recipe)
         rows = _golden(chosen, source, recipe)
-        serving, points = tune(chosen)
+        failed = bench.baseline.failed or chosen.failed  # then nothing is published, and nothing need be measured
+        serving, points = (chosen.plan.serving(recipe.max_batch_size), []) if failed else tune(chosen)
         model = chosen.file.read_bytes()
         return Proof(trained, found.candidates, chosen, model, serving, points, rows, best, found.refused)
 

@@ -36,7 +36,7 @@ class _Made(NamedTuple):
 
 
 class Workbench:
-    """Makes candidates, and judges them; a context manager, after which their files are gone.
+    """Makes candidates, and judges them; a context manager, after which their files and runtimes are gone.
 
     What is made lies on the disk, and a runtime is in memory for as long as it is measured: a search needs no more
     memory than one candidate beside the float32 graph.
@@ -47,12 +47,15 @@ class Workbench:
         self._drop = recipe.allowed_drop(trained.score)
         self._modules: list[tuple[tuple[Any, ...], Trained | GateError]] = [((), trained)]
         self._files: list[tuple[tuple[Any, ...], _Made]] = []
+        self._candidates: list[Candidate] = []
         self._scratch = tempfile.TemporaryDirectory(prefix="shipline-export-")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for candidate in self._candidates:
+            candidate.rest()
         self._scratch.cleanup()
 
     @cached_property
@@ -69,8 +72,8 @@ class Workbench:
         largest = self._recipe.max_batch_size
         inputs, plan = batch_of(candidate.trained.rows.inputs, largest), candidate.plan
         survive(candidate.file, plan.backend, plan.serving(largest), inputs)
-        for batch in (1, self._recipe.max_batch_size):
-            candidate.runtime.run(batch_of(candidate.trained.rows.inputs, batch))
+        for given in (batch_of(inputs, 1), inputs):
+            candidate.runtime.run(given)
 
     def time(self, candidate: Candidate) -> None:
         """Measure its latency for batches of 1 and the largest, side by side with the float32 graph's."""
@@ -111,7 +114,9 @@ class Workbench:
     def _candidate(self, plan: Plan) -> Candidate:
         made = self._made(plan)
         size, largest = made.file.stat().st_size, self._recipe.max_batch_size
-        return Candidate(plan, self._trained(plan.module_passes), made.file, size, largest, made.notes)
+        candidate = Candidate(plan, self._trained(plan.module_passes), made.file, size, largest, made.notes)
+        self._candidates.append(candidate)
+        return candidate
 
     def _made(self, plan: Plan) -> _Made:
         """The file of a plan: made once, though several backends run it."""

@@ -32,7 +32,7 @@ class MixedInt8(StaticInt8):
     near: float = 0.1
     most_float: float = 0.5
 
-    float_outputs: ClassVar[tuple[str, ...]] = ("Conv", "Gemm", "MatMul")  # else what stays float takes rounded inputs
+    rounds_outputs: ClassVar[bool] = False  # else what stays float would take rounded inputs
 
     precision: ClassVar[str] = "int8-mixed"
     tolerance: ClassVar[float] = 0.2
@@ -48,9 +48,9 @@ class MixedInt8(StaticInt8):
         """Write the quantised graph: scales are measured once, and the sweep's graph stands in for all trials."""
         scales = f"{prepared}.json"
         self._quantise(prepared, small, rows, self.keep_float, scales)
-        found = _sensitivity(Sweep(prepared, small, self.op_types, _first(rows, SWEPT_ROWS)))
+        sweep = Sweep(prepared, small, self.op_types, {name: array[:COMPARED_ROWS] for name, array in rows.items()})
+        found = _sensitivity(sweep)
         order = [each["node"] for each in found]
-        sweep = Sweep(prepared, small, self.op_types, _first(rows, COMPARED_ROWS))
         most = int(self.most_float * len(order))
         if (least := sweep.error(order[most:])) > self.near:
             raise ValueError(
@@ -65,9 +65,7 @@ class MixedInt8(StaticInt8):
 
 def _sensitivity(sweep: Sweep) -> list[dict[str, Any]]:
     """Each node, with the error of the answers where it alone is rounded; the most sensitive first."""
-    found = [{"node": name, "op_type": kind, "error": sweep.error((name,))} for name, kind in sweep.nodes.items()]
+    found = [
+        {"node": name, "op_type": kind, "error": sweep.error((name,), SWEPT_ROWS)} for name, kind in sweep.nodes.items()
+    ]
     return sorted(found, key=lambda each: -float(each["error"]))
-
-
-def _first(rows: Arrays, count: int) -> Arrays:
-    return {name: array[:count] for name, array in rows.items()}

@@ -37,20 +37,21 @@ class Sweep:
         options.log_severity_level = 3
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         self._session, self._rows, self._outputs = session, rows, outputs
-        self._plain = self._run(())
+        self._plain = self._run((), None)
 
-    def error(self, rounded: Collection[str]) -> float:
-        """Return what the answers lose where these nodes are rounded: the largest error of an output.
+    def error(self, rounded: Collection[str], count: int | None = None) -> float:
+        """Return what the answers to (the first `count`) rows lose where these nodes are rounded, at most of an output.
 
         An error is the length of the difference, in parts of the output's length.
         """
         norm = np.linalg.norm
-        pairs = zip(self._plain, self._run(rounded), strict=True)
+        pairs = zip((output[:count] for output in self._plain), self._run(rounded, count), strict=True)
         return max(float(norm(one - other)) / max(float(norm(one)), 1e-12) for one, other in pairs)
 
-    def _run(self, rounded: Collection[str]) -> list[np.ndarray]:
+    def _run(self, rounded: Collection[str], count: int | None) -> list[np.ndarray]:
+        rows = {name: array[:count] for name, array in self._rows.items()}
         flags = {_flag(name): np.array(name in rounded) for name in self.nodes}
-        found: list[np.ndarray] = self._session.run(self._outputs, {**self._rows, **flags})
+        found: list[np.ndarray] = self._session.run(self._outputs, {**rows, **flags})
         return [output.astype(np.float64) for output in found]
 
 

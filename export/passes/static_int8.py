@@ -58,8 +58,8 @@ class StaticInt8(GraphPass):
     op_types: tuple[str, ...] = ()
     keep_float: tuple[str, ...] = ()
 
-    #: Operators whose results are rounded only where a quantised node takes them.
-    float_outputs: ClassVar[tuple[str, ...]] = ()
+    #: Whether the results of quantised nodes are rounded wherever they go, or only where another takes them.
+    rounds_outputs: ClassVar[bool] = True
 
     precision: ClassVar[str] = "int8"
     tolerance: ClassVar[float] = 5e-2
@@ -99,7 +99,7 @@ class StaticInt8(GraphPass):
             op_types_to_quantize=list(self.op_types) or None,
             nodes_to_exclude=list(keep_float),
             calibration_cache_path=scales,
-            extra_options={"OpTypesToExcludeOutputQuantization": list(self.float_outputs)},
+            extra_options={"OpTypesToExcludeOutputQuantization": [] if self.rounds_outputs else list(self.op_types)},
         )
 
 

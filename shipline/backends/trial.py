@@ -20,6 +20,7 @@ from shipline.backends.base import Arrays, Backend
 from shipline.errors import GateError
 
 TIMEOUT_S = 300.0
+ADVICE = "Set another precision or backend."
 
 
 def survive(file: Path, backend: str, settings: ServingSettings, inputs: Arrays) -> None:
@@ -35,9 +36,11 @@ def survive(file: Path, backend: str, settings: ServingSettings, inputs: Arrays)
             command, input=rows, capture_output=True, check=False, timeout=TIMEOUT_S
         )
     except subprocess.TimeoutExpired as error:
-        raise GateError(f"{said} took longer than {TIMEOUT_S:g} s for one batch.") from error
+        raise GateError(f"{said} took longer than {TIMEOUT_S:g} s for one batch. {ADVICE}") from error
     if done.returncode < 0:
-        raise GateError(f"{said} was ended by {signal.Signals(-done.returncode).name}.")
+        raise GateError(f"{said} was ended by {signal.Signals(-done.returncode).name}. {ADVICE}")
+    if done.returncode:  # a trial that was none
+        raise GateError(f"{said} ended with {done.returncode}: {done.stderr.decode(errors='replace').strip()[-500:]}")
 
 
 def main(file: str, backend: str, settings: str) -> None:

@@ -51,7 +51,7 @@ def test_what_ends_its_process_does_not_end_this_one(graph: Any, tmp_path: Path)
         OnnxBackend.load(half, ServingSettings()).run(rows)
     else:
         assert "onnxruntime cannot be trusted with the graph, so nothing was published: in a process" in said
-        assert said.endswith("was ended by SIGSEGV.")
+        assert said.endswith("was ended by SIGSEGV. Set another precision or backend.")
 
 
 def outcome(model: bytes, rows: dict[str, np.ndarray], folder: Path) -> str | None:
@@ -65,6 +65,15 @@ def outcome(model: bytes, rows: dict[str, np.ndarray], folder: Path) -> str | No
 def test_an_error_is_left_to_who_loads_it_next(graph: Any, tmp_path: Path) -> None:
     survive(b"no graph", graph[1], tmp_path)
     survive(graph[0], {"y": graph[1]["x"]}, tmp_path)
+
+
+def test_a_trial_that_cannot_take_place_is_said(graph: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho no such module >&2\nexit 7\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(trial.sys, "executable", os.fspath(program))
+    with pytest.raises(GateError, match="in a process of its own it ended with 7: no such module"):
+        survive(graph[0], graph[1], tmp_path)
 
 
 def test_what_hangs_is_ended(graph: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/checkpoints.py --rounds 3
 	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/pruning.py
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache runs models

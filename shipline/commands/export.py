@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -37,7 +36,9 @@ def run(arguments: Sequence[str]) -> None:
         raise ConfigError(
             "Which checkpoint? Give its URL first, such as: shipline export runs/digits/best --to models/digits"
         )
-    recipe = dataclasses.replace(build(parser, settings).recipe, **_shorthands(settings))
+    for name, value in _shorthands(settings).items():
+        settings.recipe[name] = value
+    recipe = build(parser, settings).recipe
     checkpoint = opened(url)
     module, data = named_by(settings.run_config or trusted_config(checkpoint), checkpoint)
     artifact = export(checkpoint, recipe, to=settings.to, module=module, data=data, version=settings.version)

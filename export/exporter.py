@@ -33,15 +33,17 @@ def export(source: Source, recipe: Recipe, model: Model, version: str | None = N
     check_version(model, version)
     proof = prove(source, recipe)
     for candidate in proof.must_pass:
-        refuse_failed(f"{model.name} as {candidate.plan}", candidate.verdicts)
+        refuse_failed(f"{model.name} as {candidate.plan}", candidate.verdicts, proof.nearest)
     return publish(model, version, partial(_content, source, recipe, proof, model.name))
 
 
-def refuse_failed(what: str, verdicts: Sequence[Verdict]) -> None:
-    """Raise GateError where a verdict speaks against it, with all that do."""
+def refuse_failed(what: str, verdicts: Sequence[Verdict], nearest: Sequence[str] = ()) -> None:
+    """Raise GateError where a verdict speaks against it, with all that do, and with what came nearest of a search."""
     if failed := [verdict for verdict in verdicts if not verdict.passed]:
-        lines = "\n".join(f"  {verdict.gate}: {verdict.message}." for verdict in failed)
-        raise GateError(f"{what} failed {len(failed)} of {len(verdicts)} gates; nothing was published:\n{lines}")
+        lines = [f"  {verdict.gate}: {verdict.message}." for verdict in failed]
+        lines += ["Nearest, and what each lacks:", *(f"  {line}." for line in nearest)] if nearest else []
+        said = "\n".join(lines)
+        raise GateError(f"{what} failed {len(failed)} of {len(verdicts)} gates; nothing was published:\n{said}")
 
 
 def _content(source: Source, recipe: Recipe, proof: Proof, name: str, version: str) -> Content:

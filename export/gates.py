@@ -13,6 +13,7 @@ from shipline.export.latency import Latency, batch_of
 from shipline.export.recipe import Recipe
 from shipline.export.rows import Rows
 from shipline.export.runtime import Runtime
+from shipline.export.target import Target
 from shipline.signature import Signature
 
 INVARIANCE_ROWS = 8
@@ -25,6 +26,7 @@ ORDER = (
     "metric",
     "latency",
     "size",
+    "target",
     "rebuilt",
     "preprocessing",
 )
@@ -172,6 +174,14 @@ def size(candidate: int, baseline: int) -> Verdict:
     ratio = candidate / baseline
     text = f"{candidate:,} bytes, {ratio:.2f} of the float32 graph's {baseline:,}; less is needed"
     return Verdict(gate="size", passed=ratio < 1, measured=ratio, limit=1.0, message=text)
+
+
+def target(size: int, latencies: list[Latency], machine: Target) -> Verdict:
+    """It fits the machine that will serve: its size, and the time of one row, as it is measured here."""
+    taken = latencies[0].median_ms
+    used = machine.over(size, taken)
+    text = f"{size:,} bytes and {taken:.3g} ms a row on this machine; {machine} is allowed"
+    return Verdict(gate="target", passed=used <= 1, measured=used, limit=1.0, message=text)
 
 
 def preprocessing(seen: list[bool]) -> Verdict:

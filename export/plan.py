@@ -9,7 +9,7 @@ from typing import Any, Literal
 from shipline.artifact import ServingSettings
 from shipline.backends.base import Backend
 from shipline.export.passes.base import GraphPass, ModulePass, Pass
-from shipline.export.processor import computes_bfloat16, cuts_sums
+from shipline.export.target import Target
 from shipline.plugins import load
 
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
@@ -32,6 +32,9 @@ PRECISIONS: dict[str, dict[str, dict[str, Any]]] = {
     "int8-weights": {"weights-int8": {}},
     "int4-weights": {"weights-int4": {}},
 }
+
+# The passes whose results a processor adds up in 8 bits, and may cut: they take `reduce_range`.
+SUMMING = ("static-int8", "mixed-int8", "dynamic-int8")
 
 # What a search tries on each backend, where that is installed. Not torch-export: it runs operator by operator, as the
 # trained module does, and is there for those who want that. Nor weights in 8 bits on OpenVINO: 2026.4 computes
@@ -105,31 +108,51 @@ class Plan:
 BASELINE = Plan(FLOAT32, "onnxruntime")
 
 
-def plan(precision: str, backend: str, passes: Sequence[Pass] = ()) -> Plan:
+def plan(precision: str, backend: str, passes: Sequence[Pass] = (), target: Target | None = None) -> Plan:
     """Return the plan for a precision; graph passes that are given take the place of its own."""
     of_module = tuple(each for each in passes if isinstance(each, ModulePass))
     of_graph = tuple(each for each in passes if isinstance(each, GraphPass))
     if of_graph:
         return Plan(of_graph[-1].precision, backend, of_graph, of_module)
-    own = tuple(load("pass", name)(**settings) for name, settings in PRECISIONS[precision].items())
+    narrow = {"reduce_range": True} if target is not None and target.instructions and target.cuts_sums else {}
+    own = tuple(
+        load("pass", name)(**{**settings, **(narrow if name in SUMMING else {})})
+        for name, settings in PRECISIONS[precision].items()
+    )
     return Plan(precision, backend, own, of_module)
 
 
-def searched(backend: str | None, passes: Sequence[Pass] = (), *, compiled: bool = False) -> list[Plan]:
+def searched(
+    backend: str | None,
+    start: tuple[ModulePass, ...] = (),
+    *,
+    compiled: bool = False,
+    target: Target | None = None,
+) -> list[Plan]:
     """Return what a search tries, besides the baseline: on one backend, or on each that is installed.
 
-    Those whose files are code are among them where `compiled` says so: servers load such files only from where they are
-    told to. Where there are passes of the module, each way is tried without them and with them.
+    Args:
+        backend: the one; default: all that are installed.
+        start: what the module goes through first.
+        compiled: those whose files are code are among them: servers load such files only from where they are told to.
+        target: what it, or this machine, cannot compute is not among them.
     """
+    target = target or Target()
     backends = [backend] if backend else [name for name in SEARCHED if _is_searched(name, compiled=compiled)]
-    plans = [plan(precision, name) for name in backends for precision in SEARCHED.get(name, (FLOAT32,))]
-    if cuts_sums():  # then int8 is portable already
-        plans = [each for each in plans if each.precision != "int8-portable"]
-    if not computes_bfloat16():  # OpenVINO computes in float32 then, and a library for AOTInductor takes long to make
-        plans = [each for each in plans if (each.precision, each.backend) != (BFLOAT16, "aotinductor")]
-    if of_module := tuple(each for each in passes if isinstance(each, ModulePass)):
-        plans += [replace(each, module_passes=of_module) for each in plans]
+    pairs = [(precision, name) for name in backends for precision in SEARCHED.get(name, (FLOAT32,))]
+    if target.cuts_sums:  # then int8 is portable already
+        pairs = [each for each in pairs if each[0] != "int8-portable"]
+    if not target.bfloat16:  # OpenVINO computes in float32 then, and a library for AOTInductor takes long to make
+        pairs = [each for each in pairs if each != (BFLOAT16, "aotinductor")]
+    if target.instructions is not None:
+        pairs = [each for each in pairs if _fits(*each, target)]
+    plans = [plan(precision, name, start, target) for precision, name in pairs]
     return [each for each in plans if each != BASELINE]
+
+
+def _fits(precision: str, backend: str, target: Target) -> bool:
+    """Whether another processor computes it; a library has the instructions of the one that it was made on."""
+    return backend != "aotinductor" and (precision != BFLOAT16 or target.bfloat16)
 
 
 def _is_searched(backend: str, *, compiled: bool) -> bool:

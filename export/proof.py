@@ -9,7 +9,7 @@ from shipline.export import gates, golden
 from shipline.export.candidate import Candidate
 from shipline.export.plan import BASELINE
 from shipline.export.recipe import Recipe
-from shipline.export.search import Found, front, search
+from shipline.export.search import Found, front, nearest, search
 from shipline.export.settings import Point, tune
 from shipline.export.source import Source
 from shipline.export.trained import Trained, look_at
@@ -29,6 +29,7 @@ class Proof:
         golden: rows for servers to check themselves with.
         front: those that passed and that no other beats in everything.
         refused: the ways of a search that led nowhere, each with its reason.
+        nearest: where nothing may be published, what came nearest and what it lacks.
     """
 
     trained: Trained
@@ -40,6 +41,7 @@ class Proof:
     golden: golden.Golden
     front: list[Candidate] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
+    nearest: list[str] = field(default_factory=list)
 
     @property
     def must_pass(self) -> list[Candidate]:
@@ -54,12 +56,15 @@ def prove(source: Source, recipe: Recipe) -> Proof:
     with Workbench(source, recipe, trained) as bench:
         found = search(bench, recipe) if recipe.searches else _asked_for(bench, recipe)
         chosen, best = found.chosen, front(found.candidates, bench)
+        if chosen is bench.baseline and recipe.machine.limits:
+            chosen.verdicts.append(bench.fit(chosen))
         _judge_source(chosen, trained, source, recipe)
         rows = _golden(chosen, source, recipe)
         failed = bench.baseline.failed or chosen.failed  # then nothing is published, and nothing need be measured
         serving, points = (chosen.plan.serving(recipe.max_batch_size), []) if failed else tune(chosen)
         model = chosen.file.read_bytes()
-        return Proof(trained, found.candidates, chosen, model, serving, points, rows, best, found.refused)
+        near = nearest(found) if chosen.failed else []
+        return Proof(trained, found.candidates, chosen, model, serving, points, rows, best, found.refused, near)
 
 
 def _asked_for(bench: Workbench, recipe: Recipe) -> Found:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shipline.errors import ConfigError, unknown_name
-from shipline.export.passes.base import GraphPass, Pass
+from shipline.export.passes.base import GraphPass, ModulePass, Pass
 from shipline.export.plan import BASELINE, BFLOAT16, FLOAT32, PRECISIONS, Plan, plan
+from shipline.export.target import Target
 from shipline.plugins import known, load
 
 AUTO = "auto"
@@ -20,6 +21,8 @@ Precision = Literal[
     "int8", "int8-portable", "int8-mixed", "int8-dynamic", "int8-weights", "int4-weights", "auto",
 ]  # fmt: skip
 Objective = Literal["speed", "latency", "throughput", "size"]
+#: What `prune="auto"` tries.
+PRUNED_SHARES = (0.5, 0.75)
 _OBJECTIVES = ("speed", "latency", "throughput", "size")
 _SHARE = re.compile(r"([0-9]*\.?[0-9]+) ?%")
 
@@ -42,6 +45,9 @@ class Recipe:
             what the precision stands for; in order.
         compiled: let "auto" try TorchScript and AOTInductor, too: their files are code, which servers load only from
             where `shipline serve --trust` says so.
+        target: the machine that will serve, such as "20MB,5ms,avx2": the largest file, the longest time for one row
+            (measured here), the instructions of its processor (avx2, avx512, vnni, amx, neon); default: a machine like
+            this one.
         objective: what "auto" looks for: "speed" (batches of 1 and the largest alike), "latency" (of 1), "throughput"
             (of the largest), or "size".
         metric: the metric that the export may not cost; default: the one that the checkpoint was chosen by.
@@ -58,10 +64,11 @@ class Recipe:
 
     precision: Precision = "float32"
     backend: str | None = None
-    prune: float = 0.0
+    prune: float | Literal["auto"] = 0.0
     finetune_epochs: int | None = None
     passes: tuple[Pass, ...] = ()
     compiled: bool = False
+    target: str | None = None
     objective: Objective = "speed"
     metric: str | None = None
     mode: Literal["min", "max"] | None = None
@@ -101,15 +108,30 @@ class Recipe:
 
     def plan(self) -> Plan:
         """Return the way that is asked for; not for "auto"."""
-        return plan(self.precision, self.backend or "onnxruntime", self.all_passes)
+        return plan(self.precision, self.backend or "onnxruntime", self.all_passes, self.machine)
+
+    @property
+    def machine(self) -> Target:
+        """The machine that will serve."""
+        return Target() if self.target is None else Target.parse(self.target)
 
     @property
     def all_passes(self) -> tuple[Pass, ...]:
         """The passes, with the one that `prune` stands for at first."""
-        if not self.prune:
-            return self.passes
+        return (*self.pruned(self.prune), *self.passes) if self.prune and self.prune != AUTO else self.passes
+
+    @property
+    def starts(self) -> list[tuple[ModulePass, ...]]:
+        """What a search begins with: the module as it is, then what passes make of it."""
+        shares = PRUNED_SHARES if self.prune == AUTO else (self.prune,)
+        of_module = tuple(each for each in self.passes if isinstance(each, ModulePass))
+        found = [(*(self.pruned(share) if share else ()), *of_module) for share in shares]
+        return [(), *(each for each in found if each)]
+
+    def pruned(self, share: float | str) -> tuple[ModulePass]:
+        """The pass that takes out a share of the channels; ConfigError where its settings are wrong."""
         epochs = {} if self.finetune_epochs is None else {"finetune_epochs": self.finetune_epochs}
-        return (load("pass", "prune-channels")(ratio=self.prune, **epochs), *self.passes)
+        return (load("pass", "prune-channels")(ratio=share, **epochs),)
 
     def allowed_drop(self, trained: float) -> float:
         """Return how much worse the metric may be, where the trained module's is `trained`."""
@@ -138,6 +160,7 @@ def _check_way(recipe: Recipe) -> None:
         )
     _check_passes(recipe)
     _check_prune(recipe)
+    _check_target(recipe)
     if recipe.objective not in _OBJECTIVES:
         raise ConfigError(f"Recipe has objective={recipe.objective!r}; choose one of {', '.join(_OBJECTIVES)}.")
 
@@ -161,8 +184,16 @@ def _check_passes(recipe: Recipe) -> None:
 
 def _check_prune(recipe: Recipe) -> None:
     share = recipe.prune
+    if share == AUTO:
+        if recipe.precision != AUTO:
+            raise ConfigError(
+                f"Recipe has prune='auto' and precision={recipe.precision!r}: only a search tries several shares. Set "
+                "precision='auto', or a share from 0 to below 1."
+            )
+        recipe.pruned(PRUNED_SHARES[0])  # which checks its settings
+        return
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
-        raise ConfigError(f"Recipe has prune={share!r}; set a share from 0 to below 1.")
+        raise ConfigError(f"Recipe has prune={share!r}; set a share from 0 to below 1, or 'auto'.")
     if share:
         made = recipe.all_passes[0]  # which checks its settings
         if any(type(each) is type(made) for each in recipe.passes):
@@ -171,4 +202,22 @@ def _check_prune(recipe: Recipe) -> None:
         raise ConfigError(
             f"Recipe has finetune_epochs={recipe.finetune_epochs!r} and prune=0: nothing is trained. Set prune, or the "
             "pass's own finetune_epochs."
+        )
+
+
+def _check_target(recipe: Recipe) -> None:
+    if recipe.target is None:
+        return
+    target = recipe.machine
+    if target.instructions is None:
+        return
+    if recipe.precision == BFLOAT16 and not target.bfloat16:
+        raise ConfigError(
+            f"Recipe has precision='bfloat16' and target={recipe.target!r}: that processor, or this one, where it "
+            "would be measured, has no instructions for it."
+        )
+    if recipe.backend == "aotinductor":
+        raise ConfigError(
+            f"Recipe has backend='aotinductor' and target={recipe.target!r}: a library has the instructions of the "
+            "machine that makes it. Export on a machine like the target."
         )

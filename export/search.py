@@ -9,7 +9,10 @@ from shipline.errors import GateError
 from shipline.export.candidate import Candidate
 from shipline.export.plan import Plan, searched
 from shipline.export.recipe import Recipe
+from shipline.export.target import Target
 from shipline.export.workbench import Workbench
+
+NEAREST = 5
 
 
 @dataclass(frozen=True)
@@ -38,24 +41,40 @@ def search(bench: Workbench, recipe: Recipe) -> Found:
     bench.judge(bench.baseline, to_the_end=True)
     if bench.baseline.failed:
         return Found([bench.baseline], bench.baseline, [])
-    made, refused = [bench.baseline], []
-    for plan in searched(recipe.backend, recipe.all_passes, compiled=recipe.compiled):
-        try:
-            made.append(_timed(bench, plan))
-        except GateError as error:
-            refused.append(refusal(plan, error))
+    made, refused = _made(bench, recipe)
     passed = [bench.baseline]
-    for candidate in sorted(made[1:], key=lambda each: cost(each, recipe)):
+    for candidate in sorted(made, key=lambda each: cost(each, recipe)):
         better = next((other for other in passed if _leaves_nothing(other, candidate, bench)), None)
         if better is not None:
             candidate.left_out = f"{better.plan} is as fast and as small, and loses nothing"
         elif _judged(bench, candidate):
             passed.append(candidate)
-    return Found(made, min(passed, key=lambda each: cost(each, recipe)), refused)
+    fit = [each for each in passed if recipe.machine.over(each.size, each.latencies[0].median_ms) <= 1]
+    chosen = min(fit or passed[:1], key=lambda each: cost(each, recipe))
+    return Found([bench.baseline, *made], chosen, refused)
 
 
-def _timed(bench: Workbench, plan: Plan) -> Candidate:
+def _made(bench: Workbench, recipe: Recipe) -> tuple[list[Candidate], list[str]]:
+    """Make and time what there is to try; return that, and why the rest is not among it."""
+    made, refused = list[Candidate](), list[str]()
+    for start in recipe.starts:
+        try:
+            bench.begin(start)
+        except GateError as error:
+            refused.append(f"{' '.join(each.label for each in start)}: {str(error).splitlines()[0]}")
+            continue
+        for plan in searched(recipe.backend, start, compiled=recipe.compiled, target=recipe.machine):
+            try:
+                made.append(_timed(bench, plan, recipe.machine))
+            except GateError as error:
+                refused.append(refusal(plan, error))
+    return made, refused
+
+
+def _timed(bench: Workbench, plan: Plan, machine: Target) -> Candidate:
     candidate = bench.make(plan)
+    if machine.over(candidate.size) > 1:
+        raise GateError(f"{candidate.size:,} bytes; {machine} is allowed")
     try:
         bench.try_out(candidate)
         bench.time(candidate)
@@ -74,6 +93,14 @@ def _judged(bench: Workbench, candidate: Candidate) -> bool:
     finally:
         candidate.rest()
     return not candidate.failed
+
+
+def nearest(found: Found) -> list[str]:
+    """Return what came nearest, where nothing could be published: the best first, each with what it lacks."""
+    others = [each for each in found.candidates if each is not found.chosen]
+    lacking = [(each, each.left_out or each.failed[0].message) for each in others if each.left_out or each.failed]
+    told = [f"{each.plan}: {why}" for each, why in sorted(lacking, key=lambda pair: -math.prod(pair[0].speedup))]
+    return [*told, *found.refused][:NEAREST]
 
 
 def refusal(plan: Plan, error: GateError) -> str:

@@ -19,7 +19,7 @@ from shipline.errors import ConfigError, GateError
 from shipline.export import gates
 from shipline.export.candidate import Candidate
 from shipline.export.latency import batch_of, measure
-from shipline.export.passes.base import Material
+from shipline.export.passes.base import Material, ModulePass
 from shipline.export.plan import BASELINE, Plan
 from shipline.export.recipe import Recipe
 from shipline.export.rows import replaced_forward
@@ -83,6 +83,21 @@ class Workbench:
             candidate.latencies.append(taken[str(candidate.plan)])
             candidate.against.append(taken[str(BASELINE)])
 
+    def begin(self, passes: tuple[ModulePass, ...]) -> None:
+        """Make the module that plans begin with: once, however many they are.
+
+        Raises:
+            GateError: it cannot be made, or has itself lost more of the metric than is allowed.
+        """
+        found = self._trained(passes).score
+        lost = gates.metric(self.trained.metric, self.trained.mode, self.trained.score, found, self._drop)
+        if not lost.passed:
+            raise GateError(lost.message)
+
+    def fit(self, candidate: Candidate) -> Verdict:
+        """Say whether a candidate, once it is timed, fits the machine that will serve."""
+        return gates.target(candidate.size, candidate.latencies, self._recipe.machine)
+
     def judge(self, candidate: Candidate, *, to_the_end: bool) -> None:
         """Gather the verdicts: all of them, or those up to the first that fails."""
         for verdict in self.verdicts(candidate):
@@ -95,6 +110,8 @@ class Workbench:
         """Put a candidate through the gates, those that cost least first; each verdict as it falls."""
         recipe, runtime, plan, like = self._recipe, candidate.runtime, candidate.plan, candidate.trained
         largest = recipe.max_batch_size
+        if recipe.machine.limits and plan != BASELINE:  # which others start from; it need not fit
+            yield self.fit(candidate)
         if plan != BASELINE and not (recipe.searches and recipe.objective == "size"):
             yield gates.latency(candidate.latencies, candidate.against, recipe)
         if plan.passes or any(each.shrinks for each in plan.module_passes):

@@ -15,7 +15,7 @@ from shipline.export.passes.base import GraphPass, Material
 from shipline.export.passes.quantiser import quantised
 from shipline.export.processor import cuts_sums
 
-CALIBRATION_BATCH = 32
+CALIBRATION_BATCH = 8  # a graph that is measured keeps much more in memory than one that answers
 
 _METHODS = {
     "minmax": CalibrationMethod.MinMax,

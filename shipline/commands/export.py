@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse import ArgumentParser, Namespace
 from rich.table import Table
@@ -72,9 +72,17 @@ def export_parser() -> ArgumentParser:
     )
     parser.add_argument(
         "--prune",
-        type=float | None,
+        type=float | Literal["auto"] | None,
         default=None,
-        help="Share of the channels to take out, after which it is trained on. Short for --recipe.prune",
+        help="Share of the channels to take out, after which it is trained on; auto: a search tries several. Short for "
+        "--recipe.prune",
+    )
+    parser.add_argument(
+        "--target",
+        type=str | None,
+        default=None,
+        help="The machine that will serve, such as 20MB,5ms,avx2: largest file, longest time of a row, instructions. "
+        "Short for --recipe.target",
     )
     add_export_options(parser)
     return parser
@@ -83,8 +91,7 @@ def export_parser() -> ArgumentParser:
 def _shorthands(settings: Namespace) -> dict[str, Any]:
     """The settings of the recipe that have a short name."""
     short: dict[str, Any] = {"precision": "auto"} if settings.auto else {}
-    if settings.prune is not None:
-        short["prune"] = settings.prune
+    short |= {name: settings[name] for name in ("prune", "target") if settings[name] is not None}
     if settings.budget is not None:
         try:
             short["max_metric_drop"] = float(settings.budget)

@@ -42,8 +42,20 @@ from shipline.export.recipe import AUTO, Precision
         ({"precision": "auto", "passes": (Float16(),)}, "give passes, or the name of a precision"),
         ({"precision": "int8", "passes": (Float16(),)}, "Recipe has passes of a graph and precision='int8'"),
         *(
-            ({"prune": value}, f"prune={value!r}; set a share from 0 to below 1")
+            ({"prune": value}, f"prune={value!r}; set a share from 0 to below 1, or 'auto'")
             for value in (1, -0.5, 1.5, math.nan, "0.5", True, False, None)
+        ),
+        ({"prune": "auto"}, "prune='auto' and precision='float32': only a search tries several shares"),
+        ({"prune": "auto", "precision": "auto", "finetune_epochs": -1}, "finetune_epochs=-1"),
+        ({"target": "20MB,fast"}, "'fast' is no limit"),
+        ({"target": "avx3"}, "'avx3' is no limit. Did you mean 'avx2'?"),
+        ({"target": ""}, "'' is no limit"),
+        ({"target": "0MB"}, "'0mb' is no limit"),
+        ({"target": "1MB,2MB"}, "says max_bytes twice"),
+        ({"target": "avx2", "backend": "aotinductor"}, "a library has the instructions of the machine that makes it"),
+        (
+            {"target": "avx2", "backend": "openvino", "precision": "bfloat16"},
+            "that processor, or this one, where it would be measured, has no instructions for it",
         ),
         ({"prune": 0.5, "finetune_epochs": -1}, "finetune_epochs=-1; set a whole number from 0 on"),
         ({"finetune_epochs": 3}, "finetune_epochs=3 and prune=0: nothing is trained. Set prune"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import nn
 from shipline.artifact import ServingSettings
 from shipline.errors import GateError
 from shipline.export.convert.onnx import to_onnx
-from shipline.export.latency import measure
+from shipline.export.latency import ENOUGH_ROUNDS, ROUNDS, measure
 from shipline.export.rows import replaced_forward
 from shipline.export.runtime import Runtime
 from shipline.export.signature import signature_of
@@ -55,13 +56,14 @@ def test_inputs_that_the_graph_does_not_take_are_named() -> None:
 
 
 class FakeRuntime:
-    """Remembers when it ran, and on how many rows."""
+    """Remembers when it ran, and on how many rows; takes so many seconds."""
 
-    def __init__(self, name: str, ran: list[tuple[str, int]]) -> None:
-        self._name, self._ran = name, ran
+    def __init__(self, name: str, ran: list[tuple[str, int]], takes: float = 0.0) -> None:
+        self._name, self._ran, self._takes = name, ran, takes
 
     def run(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         self._ran.append((self._name, len(inputs["x"])))
+        time.sleep(self._takes)
         return []
 
 
@@ -79,3 +81,13 @@ def test_graphs_are_timed_in_turn_on_the_same_batch(batch: int) -> None:
         assert taken.batch == batch
         assert min(taken.rounds_ms) <= taken.p10_ms <= taken.median_ms <= taken.p90_ms <= max(taken.rounds_ms)
     assert list(found) == ["plain", "small"]
+
+
+def test_what_is_clearly_slower_is_timed_no_longer() -> None:
+    """Of a slow graph nobody needs to know how slow; of a fast one everybody does."""
+    for slow, rounds in (("candidate", ENOUGH_ROUNDS), ("reference", ROUNDS)):
+        runtimes: Any = {
+            name: FakeRuntime(name, [], 0.04 if name == slow else 0.0) for name in ("reference", "candidate")
+        }
+        found = measure(runtimes, {"x": np.zeros((1, 2), np.float32)}, 1)
+        assert {len(taken.rounds_ms) for taken in found.values()} == {rounds}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import re
@@ -17,12 +18,14 @@ from shipline.artifact import Artifact, open_model
 from shipline.backends.openvino import OpenVinoBackend
 from shipline.commands import main
 from shipline.errors import GateError, MissingExtraError
-from shipline.export import Source, plan, search, workbench
+from shipline.export import Source, plan, processor, search, workbench
 from shipline.export.candidate import Candidate
 from shipline.export.latency import Latency
+from shipline.export.passes.prune_channels import PruneChannels
 from shipline.export.passes.static_int8 import StaticInt8
 from shipline.export.plan import BASELINE, SEARCHED, Plan, searched
 from shipline.export.recipe import Recipe
+from shipline.export.target import Target
 from shipline.export.trained import Trained, look_at
 from shipline.export.workbench import Workbench
 from shipline.train import Run
@@ -241,7 +244,7 @@ def test_what_no_compiler_can_make_is_said_and_the_others_go_on(
     trained: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(SEARCHED, "aotinductor", ("float32", "bfloat16"))
-    monkeypatch.setattr(plan, "computes_bfloat16", lambda: True)
+    monkeypatch.setattr(processor, "computes_bfloat16", lambda: True)
     monkeypatch.setattr(config.cpp, "cxx", (None, "no-such-compiler"))
     artifact = export(trained, tmp_path / "m", backend="aotinductor")
     assert artifact.manifest.backend == "onnxruntime"
@@ -276,5 +279,69 @@ def test_files_that_are_code_are_searched_only_for_those_who_say_so(
 def test_bfloat16_is_compiled_only_where_the_processor_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SEARCHED, "aotinductor", ("float32", "bfloat16"))
     for has, expected in ((True, ["float32", "bfloat16"]), (False, ["float32"])):
-        monkeypatch.setattr(plan, "computes_bfloat16", lambda has=has: has)
+        monkeypatch.setattr(processor, "computes_bfloat16", lambda has=has: has)
         assert [each.precision for each in searched("aotinductor")] == expected
+
+
+def test_what_does_not_fit_the_target_is_not_published(trained: Run, tmp_path: Path, timed: Any) -> None:
+    """The fastest is too large, so what is small is; what is too large is not even timed."""
+    timed["float32 on openvino"] = (0.1, 1.0)
+    timed["int8 on openvino"] = (0.5, 5.0)
+    artifact = export(trained, tmp_path / "m", target="9kB,0.7ms", max_metric_drop=0.05, tolerance=0.2)
+    assert (artifact.manifest.precision, artifact.manifest.backend) == ("int8", "openvino")
+    [verdict] = [verdict for verdict in artifact.manifest.verdicts if verdict.gate == "target"]
+    assert re.fullmatch(
+        r"[\d,]+ bytes and 0.5 ms a row on this machine; 9,000 bytes and 0.7 ms a row is allowed", verdict.message
+    )
+    refused = json.loads(artifact.read("report.json"))["refused"]
+    assert any(re.match(r"float32 on openvino: [\d,]+ bytes; 9,000 bytes", line) for line in refused)
+
+
+def test_where_nothing_fits_the_nearest_are_told(trained: Run, tmp_path: Path, timed: Any) -> None:
+    with pytest.raises(GateError) as refused:
+        export(trained, tmp_path / "m", target="100kB,0.5ms", backend="onnxruntime")
+    first, target, title, *nearest = str(refused.value).splitlines()
+    assert first.startswith("m as float32 on onnxruntime failed 1 of ")
+    assert re.match(r"  target: [\d,]+ bytes and 1 ms a row on this machine; 100,000 bytes and 0.5 ms", target)
+    assert title == "Nearest, and what each lacks:"
+    assert 1 <= len(nearest) <= search.NEAREST
+    assert any("int8 on onnxruntime: " in line and "2 ms a row" in line for line in nearest)
+    assert not (tmp_path / "m").exists()
+
+
+def test_the_instructions_of_the_target_choose_what_is_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SEARCHED, "aotinductor", ("float32", "bfloat16"))
+    monkeypatch.setattr(processor, "cuts_sums", lambda: False)
+    monkeypatch.setattr(processor, "computes_bfloat16", lambda: True)
+    here = searched(None, compiled=True)
+    assert {"int8-portable", "bfloat16"} <= {each.precision for each in here}
+    assert "aotinductor" in {each.backend for each in here}
+    old = searched(None, compiled=True, target=Target.parse("avx2"))
+    assert not {"int8-portable", "bfloat16"} & {each.precision for each in old}
+    assert "aotinductor" not in {each.backend for each in old}
+    narrow = [each for plan in old for each in plan.passes if isinstance(each, StaticInt8)]
+    assert len(narrow) >= 4
+    assert all(each.reduce_range for each in narrow)
+    assert "bfloat16" in {each.precision for each in searched(None, target=Target.parse("amx"))}
+
+
+def test_pruning_is_searched_share_by_share(bench: Workbench, timed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has lost too much before it is converted costs no conversion."""
+    applied, lost = [], {0.5: 0.0, 0.75: 0.2}
+
+    def prune(self: PruneChannels, module: Any, material: Any) -> Any:
+        applied.append(self.ratio)
+        return copy.deepcopy(module)
+
+    def again(trained: Trained, module: Any, *_: Any) -> Trained:
+        score = trained.metrics["val_acc"] - lost[applied[-1]]
+        return dataclasses.replace(trained, module=module, metrics={**trained.metrics, "val_acc": score})
+
+    monkeypatch.setattr(PruneChannels, "apply", prune)
+    monkeypatch.setattr(workbench, "look_again", again)
+    found = search.search(bench, sl.Recipe(precision="auto", prune="auto", backend="onnxruntime"))
+    assert applied == [0.5, 0.75]
+    names = [str(each.plan) for each in found.candidates]
+    assert {"float32 on onnxruntime", "pruned-50% float32 on onnxruntime", "pruned-50% int8 on onnxruntime"} < {*names}
+    assert not any("75%" in name for name in names)
+    assert [line for line in found.refused if line.startswith("pruned-75%: val_acc is")]

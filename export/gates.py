@@ -54,9 +54,8 @@ def scales(rows: Rows, signature: Signature) -> dict[str, float]:
 def parity(
     runtime: Runtime, rows: Rows, signature: Signature, largest_batch: int, limit: float
 ) -> tuple[Verdict, Worst]:
-    """Outputs equal the trained module's, at batch 1, 2 and the largest."""
-    sizes = ((1, 32), (2, 64), (largest_batch, len(rows)))  # batch, rows: small batches of many rows take long
-    found = [_largest(runtime, rows, signature, batch, count) for batch, count in sizes]
+    """Outputs equal the trained module's, in batches of 1, 2, 3, the largest, one less, and what remains then."""
+    found = [_largest(runtime, rows, signature, batch, count) for batch, count in _sizes(largest_batch, len(rows))]
     worst = max(found, key=lambda place: place.difference)
     text = (
         f"outputs differ from the trained module's by {worst.difference:.2g} of their largest value at most ({worst})"
@@ -194,17 +193,26 @@ def preprocessing(seen: list[bool]) -> Verdict:
     return Verdict(gate="preprocessing", passed=found == tried, measured=found / tried, limit=1.0, message=text)
 
 
+def _sizes(largest: int, rows: int) -> list[tuple[int, int]]:
+    """Return the batches of the parity gate, each with how many rows it is tried on: small ones of many take long."""
+    odd = {3: 24, largest - 1: largest + largest // 2}  # which ends in a smaller batch, as the last of a file does
+    counts = {batch: count for batch, count in odd.items() if 0 < batch < largest}
+    return sorted((counts | {1: 32, 2: 64} | {largest: rows}).items())
+
+
 def _largest(runtime: Runtime, rows: Rows, signature: Signature, batch: int, count: int) -> Worst:
     """Where the runtime differs most from the trained module over the first `count` rows, in batches of `batch`."""
-    unit, inputs = scales(rows, signature), rows.inputs
+    unit, inputs, outputs = scales(rows, signature), rows.inputs, rows.outputs
     worst = Worst(-1.0, "", 0, batch)
-    for start in range(0, min(count, len(rows)), batch):
-        chunk: Arrays = {name: array[start : start + batch] for name, array in inputs.items()}
-        for spec, got, want in zip(signature.outputs, runtime.run(chunk), rows.outputs, strict=True):
-            for row, (one, other) in enumerate(zip(got, want[start : start + batch], strict=True), start):
+    count = min(count, len(rows))
+    for start in range(0, count, batch):
+        stop = min(start + batch, count)
+        chunk: Arrays = {name: array[start:stop] for name, array in inputs.items()}
+        for spec, got, want in zip(signature.outputs, runtime.run(chunk), outputs, strict=True):
+            for row, (one, other) in enumerate(zip(got, want[start:stop], strict=True), start):
                 difference = _difference(one, other) / unit[spec.name]
                 if difference > worst.difference:
-                    worst = Worst(difference, spec.name, row, batch)
+                    worst = Worst(difference, spec.name, row, len(got))
     return worst
 
 

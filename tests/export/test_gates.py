@@ -483,6 +483,40 @@ def rows_of(values: np.ndarray) -> tuple[Rows, sl.Signature]:
     return rows, sl.Signature(inputs=(spec,), outputs=(spec.model_copy(update={"name": "y"}),))
 
 
+class WrongInSome:
+    """Answers with its input, and in batches of some sizes with one more; keeps how large they were."""
+
+    def __init__(self, *sizes: int) -> None:
+        self._sizes = sizes
+        self.batches: list[int] = []
+
+    def run(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        self.batches.append(len(inputs["x"]))
+        return [inputs["x"] + np.float32(self.batches[-1] in self._sizes)]
+
+
+@pytest.mark.parametrize(
+    ("largest", "sizes"),
+    [(1, {1, 2}), (2, {1, 2}), (3, {1, 2, 3, 70 % 3}), (4, {1, 2, 3, 4, 70 % 4}), (32, {1, 2, 3, 17, 31, 32, 70 % 32})],
+)
+def test_parity_is_asked_for_in_batches_of_many_sizes(largest: int, sizes: set[int]) -> None:
+    rows, signature = rows_of(np.linspace(0, 1, 70, dtype=np.float32)[:, None])
+    runtime: Any = WrongInSome()
+    assert gates.parity(runtime, rows, signature, largest, 1e-4)[0].passed
+    assert set(runtime.batches) == sizes
+    assert sum(runtime.batches) < 2.5 * (32 + 64 + 70)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 17, 31, 32, 6])
+def test_an_answer_that_is_wrong_in_batches_of_one_size_is_seen(size: int) -> None:
+    rows, signature = rows_of(np.linspace(0, 1, 70, dtype=np.float32)[:, None])
+    runtime: Any = WrongInSome(size)
+    verdict, worst = gates.parity(runtime, rows, signature, 32, 1e-4)
+    assert not verdict.passed
+    assert (worst.batch, worst.difference) == (size, pytest.approx(1.0))
+    assert f"in a batch of {size}); 0.0001 is allowed" in verdict.message
+
+
 @pytest.mark.parametrize(
     ("by", "other", "said"),
     [

@@ -10,6 +10,7 @@ from typing import Any
 
 from shipline.artifact import Verdict
 from shipline.export import gates
+from shipline.export.comparison import Comparison
 from shipline.export.latency import Latency
 from shipline.export.plan import Plan
 from shipline.export.runtime import Runtime
@@ -31,6 +32,8 @@ class Candidate:
         against: those of the float32 graph, measured side by side with these.
         metrics: of the module's own validation step, answered by the file.
         verdicts: of the gates that it has been through; after one that failed, a search asks no more.
+        comparison: of its answers with those of the module as it was trained, before it was pruned; none where no
+            gate has asked for answers.
         left_out: why a search has not put it through all of them, where none has failed.
     """
 
@@ -45,6 +48,7 @@ class Candidate:
     metrics: dict[str, float] = field(default_factory=dict)
     verdicts: list[Verdict] = field(default_factory=list)
     worst: gates.Worst | None = None
+    comparison: Comparison | None = None
     left_out: str = ""
 
     @property

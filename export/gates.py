@@ -77,7 +77,7 @@ def batch_invariance(runtime: Runtime, rows: Rows, signature: Signature, largest
             mates = (np.arange(batch) - place + row) % count  # the row itself at `place`, its neighbours around it
             together = runtime.run({name: array[mates] for name, array in inputs.items()})
             for spec, one, many in zip(signature.outputs, alone, together, strict=True):
-                difference = _difference(many[place], one[0]) / unit[spec.name]
+                difference = largest_difference(many[place], one[0]) / unit[spec.name]
                 if difference > worst.difference:
                     worst = Worst(difference, spec.name, row, batch)
     passed = worst.difference <= limit
@@ -108,7 +108,7 @@ def not_finite(runtime: Runtime, rows: Rows, signature: Signature, largest_batch
         for spec, one, many in zip(signature.outputs, clean, runtime.run(bad), strict=True):
             answered |= bool(np.isfinite(many[0]).all())
             for row in range(1, largest_batch):
-                difference = _difference(many[row], one[row]) / unit[spec.name]
+                difference = largest_difference(many[row], one[row]) / unit[spec.name]
                 if difference > worst.difference:
                     worst = Worst(difference, spec.name, row, largest_batch)
     passed = worst.difference <= limit
@@ -129,7 +129,7 @@ def determinism(
     worst, where = 0.0, "run again"
     for name, each in runs:
         for spec, one, other in zip(signature.outputs, first, each.run(inputs), strict=True):
-            difference = _difference(one, other) / unit[spec.name]
+            difference = largest_difference(one, other) / unit[spec.name]
             if difference > worst:
                 worst, where = difference, name
     text = f"the same rows {'are answered alike' if not worst else f'differ by {worst:.2g} of the largest value'}"
@@ -210,22 +210,23 @@ def _largest(runtime: Runtime, rows: Rows, signature: Signature, batch: int, cou
         chunk: Arrays = {name: array[start:stop] for name, array in inputs.items()}
         for spec, got, want in zip(signature.outputs, runtime.run(chunk), outputs, strict=True):
             for row, (one, other) in enumerate(zip(got, want[start:stop], strict=True), start):
-                difference = _difference(one, other) / unit[spec.name]
+                difference = largest_difference(one, other) / unit[spec.name]
                 if difference > worst.difference:
                     worst = Worst(difference, spec.name, row, len(got))
     return worst
 
 
-def _difference(one: np.ndarray, other: np.ndarray) -> float:
+def largest_difference(one: np.ndarray, other: np.ndarray) -> float:
     """The largest absolute difference; infinite for other shapes, and where only one of two values is finite."""
-    if one.shape != other.shape:
-        return math.inf
+    return float(differences(one, other).max(initial=0.0)) if one.shape == other.shape else math.inf
+
+
+def differences(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The absolute differences of two arrays of one shape; infinite where only one of two values is finite."""
     same = (one == other) | (np.isnan(one) & np.isnan(other)) if one.dtype.kind == "f" else one == other
-    if same.all():
-        return 0.0
     with np.errstate(invalid="ignore"):
-        difference = np.abs(one.astype(np.float64) - other.astype(np.float64))[~same]
-    return float(np.where(np.isfinite(difference), difference, np.inf).max())
+        apart = np.abs(one.astype(np.float64) - other.astype(np.float64))
+    return np.where(same, 0.0, np.where(np.isfinite(apart), apart, np.inf))
 
 
 def _finite(value: float) -> float | None:

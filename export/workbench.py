@@ -18,6 +18,7 @@ from shipline.backends.trial import survive
 from shipline.errors import ConfigError, GateError
 from shipline.export import gates
 from shipline.export.candidate import Candidate
+from shipline.export.comparison import compare
 from shipline.export.latency import batch_of, measure
 from shipline.export.passes.base import Material, ModulePass
 from shipline.export.plan import BASELINE, Plan
@@ -118,13 +119,14 @@ class Workbench:
             yield gates.size(candidate.size, self.baseline.size)
         limit = recipe.allowed_difference(plan)
         same, candidate.worst = gates.parity(runtime, like.rows, like.signature, largest, limit)
+        trained = self.trained
+        candidate.comparison = compare(runtime, trained.rows, trained.signature, largest, self._source.processing)
         yield same
         yield gates.batch_invariance(runtime, like.rows, like.signature, largest, plan.invariance)
         if verdict := gates.not_finite(runtime, like.rows, like.signature, largest, plan.invariance):
             yield verdict
         yield self._determinism(candidate)
         candidate.metrics = self._metrics(runtime, like)
-        trained = self.trained
         found = candidate.metrics[trained.metric]
         yield gates.metric(trained.metric, trained.mode, trained.score, found, self._drop)
 

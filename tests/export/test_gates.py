@@ -630,4 +630,4 @@ def test_a_size_must_be_less(candidate: int, passed: bool) -> None:
     ],
 )
 def test_the_difference_of_two_outputs(one: Any, other: Any, difference: float) -> None:
-    assert gates._difference(np.asarray(one), np.asarray(other)) == difference
+    assert gates.largest_difference(np.asarray(one), np.asarray(other)) == difference

@@ -68,5 +68,6 @@ def _content(source: Source, recipe: Recipe, proof: Proof, name: str, version: s
     if source.processing is not None:
         files[PROCESSING] = source.processing.to_json()
     said = report.describe(manifest, proof, recipe)
-    files |= {**proof.golden.files(), REPORT_JSON: report.to_json(said), REPORT_HTML: report.to_html(said)}
+    page = report.to_html(said, report.pictures(proof))
+    files |= {**proof.golden.files(), REPORT_JSON: report.to_json(said), REPORT_HTML: page}
     return manifest, files

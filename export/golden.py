@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -70,6 +70,26 @@ def from_rows(rows: Rows, signature: Signature, count: int, worst: int) -> Golde
     return Golden(inputs, outputs, [], [])
 
 
+def raw_of(
+    wanted: Iterable[int], raw: Sequence[Any], processing: Processing, rows: Rows, signature: Signature
+) -> dict[int, tuple[int, Any]]:
+    """Return the raw rows, with their numbers, that make the wanted rows; those whose processed form is the row itself.
+
+    Nobody promises that raw rows come in the order of validation rows, so that place is only where to look first.
+    """
+    prepared: dict[int, Arrays] = {}
+    found, inputs = {}, rows.inputs
+    for row in wanted:
+        own = {name: array[row : row + 1] for name, array in inputs.items()}
+        for i in sorted(range(len(raw)), key=lambda i: i != row):
+            if i not in prepared:
+                prepared[i] = processing.inputs(raw[i], signature)
+            if _same(prepared[i], own):
+                found[row] = (i, raw[i])
+                break
+    return found
+
+
 def spread(rows: int, count: int) -> list[int]:
     """Return `count` evenly spaced numbers of rows, or all."""
     return sorted({int(i) for i in np.linspace(0, rows - 1, min(rows, count))})
@@ -80,6 +100,15 @@ def _trained_outputs(module: Callable[..., Any], inputs: Arrays, signature: Sign
         output = module(**{name: torch.from_numpy(array) for name, array in inputs.items()})
     leaves = pytree.tree_leaves(output)
     return {spec.name: leaf.numpy() for spec, leaf in zip(signature.outputs, leaves, strict=True)}
+
+
+def _same(one: Arrays, other: Arrays) -> bool:
+    """Whether two rows are the same to the last bit."""
+    return one.keys() == other.keys() and all(_bits(array) == _bits(other[name]) for name, array in one.items())
+
+
+def _bits(array: np.ndarray) -> tuple[np.dtype[Any], tuple[int, ...], bytes]:
+    return array.dtype, array.shape, array.tobytes()
 
 
 def _stored(raw: Any) -> dict[str, Any]:

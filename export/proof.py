@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
 
 from shipline.artifact import ServingSettings
 from shipline.export import gates, golden
@@ -30,6 +32,8 @@ class Proof:
         front: those that passed and that no other beats in everything.
         refused: the ways of a search that led nowhere, each with its reason.
         nearest: where nothing may be published, what came nearest and what it lacks.
+        raw: number of a row whose answers differ most -> number of the raw row that it was made of, and that raw row;
+            where they are known.
     """
 
     trained: Trained
@@ -42,6 +46,7 @@ class Proof:
     front: list[Candidate] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
     nearest: list[str] = field(default_factory=list)
+    raw: dict[int, tuple[int, Any]] = field(default_factory=dict)
 
     @property
     def must_pass(self) -> list[Candidate]:
@@ -59,12 +64,16 @@ def prove(source: Source, recipe: Recipe) -> Proof:
         if chosen is bench.baseline and recipe.machine.limits:
             chosen.verdicts.append(bench.fit(chosen))
         _judge_source(chosen, trained, source, recipe)
-        rows = _golden(chosen, source, recipe)
+        raw = [] if source.processing is None else list(islice(source.raw_rows(), golden.RAW_ROWS))
+        rows = _golden(chosen, source, recipe, raw)
         failed = bench.baseline.failed or chosen.failed  # then nothing is published, and nothing need be measured
         serving, points = (chosen.plan.serving(recipe.max_batch_size), []) if failed else tune(chosen)
         model = chosen.file.read_bytes()
-        near = nearest(found) if chosen.failed else []
-        return Proof(trained, found.candidates, chosen, model, serving, points, rows, best, found.refused, near)
+        shown = {} if failed else _raw_of_worst(chosen, trained, source, raw)
+        return Proof(
+            trained, found.candidates, chosen, model, serving, points, rows, best, found.refused,
+            nearest(found) if chosen.failed else [], shown,
+        )  # fmt: skip
 
 
 def _asked_for(bench: Workbench, recipe: Recipe) -> Found:
@@ -86,13 +95,20 @@ def _judge_source(chosen: Candidate, trained: Trained, source: Source, recipe: R
         chosen.verdicts.append(gates.rebuilt(trained.metric, trained.mode, recorded, trained.score, allowed))
 
 
-def _golden(chosen: Candidate, source: Source, recipe: Recipe) -> golden.Golden:
+def _golden(chosen: Candidate, source: Source, recipe: Recipe, raw: list[Any]) -> golden.Golden:
     trained = chosen.trained
     if source.processing is None:
         assert chosen.worst is not None
         return golden.from_rows(trained.rows, trained.signature, recipe.golden_rows, chosen.worst.row)
     rows, verdict = golden.from_raw(
-        trained.module, source.processing, source.raw_rows(), trained.rows, trained.signature, recipe.golden_rows
+        trained.module, source.processing, raw, trained.rows, trained.signature, recipe.golden_rows
     )
     chosen.verdicts.append(verdict)
     return rows
+
+
+def _raw_of_worst(chosen: Candidate, trained: Trained, source: Source, raw: list[Any]) -> dict[int, tuple[int, Any]]:
+    if source.processing is None or chosen.comparison is None:
+        return {}
+    worst = [each.row for each in chosen.comparison.worst]
+    return golden.raw_of(worst, raw, source.processing, trained.rows, trained.signature)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import platform
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 import pydantic_core
 
-from shipline.export.report.page import render
+from shipline.export.report.page import Pictures, render
+from shipline.export.report.rows import Shown, show_input, show_raw
 
 if TYPE_CHECKING:
     from shipline.artifact import ArtifactManifest
     from shipline.export.candidate import Candidate
+    from shipline.export.comparison import Agreement, Differing
     from shipline.export.proof import Proof
     from shipline.export.recipe import Recipe
 
-__all__ = ["describe", "to_html", "to_json"]
+__all__ = ["describe", "pictures", "to_html", "to_json"]
 
 
 def describe(manifest: ArtifactManifest, proof: Proof, recipe: Recipe) -> dict[str, Any]:
@@ -41,6 +44,7 @@ def describe(manifest: ArtifactManifest, proof: Proof, recipe: Recipe) -> dict[s
             "proof_rows": len(trained.rows),
         },
         "candidates": [_described(candidate, proof) for candidate in proof.candidates],
+        "worst_rows": [_differing(each, proof) for each in _worst(proof)],
         "refused": proof.refused,
         "serving": {
             "batch": proof.serving.preferred_batch_size,
@@ -57,9 +61,15 @@ def to_json(content: dict[str, Any]) -> bytes:
     return pydantic_core.to_json(content, indent=1, inf_nan_mode="null")
 
 
-def to_html(content: dict[str, Any]) -> bytes:
-    """Return the report as one HTML page that needs nothing else."""
-    return render(content)
+def pictures(proof: Proof) -> dict[tuple[int, str], bytes]:
+    """Return the pictures, as PNG, of the rows that differ most: by the row's number and the name of what is shown."""
+    shown = {(each.row, part.name): part.picture for each in _worst(proof) for part in _shown(each.row, proof)}
+    return {place: picture for place, picture in shown.items() if picture is not None}
+
+
+def to_html(content: dict[str, Any], pictures: Pictures | None = None) -> bytes:
+    """Return the report as one HTML page that needs nothing else; rows without a picture are told in words."""
+    return render(content, pictures or {})
 
 
 def _described(candidate: Candidate, proof: Proof) -> dict[str, Any]:
@@ -88,7 +98,39 @@ def _described(candidate: Candidate, proof: Proof) -> dict[str, Any]:
             for taken, plain in zip(candidate.latencies, candidate.against, strict=True)
         ],
         "verdicts": [verdict.model_dump(mode="json") for verdict in candidate.verdicts],
+        "agreement": [_agreement(each) for each in (candidate.comparison.agreement if candidate.comparison else ())],
     }
+
+
+def _agreement(agreement: Agreement) -> dict[str, Any]:
+    return {
+        "output": agreement.output,
+        "rows": agreement.rows,
+        "agreed": agreement.agreed,
+        "classes": [dataclasses.asdict(each) for each in agreement.classes],
+    }
+
+
+def _worst(proof: Proof) -> list[Differing]:
+    return proof.chosen.comparison.worst if proof.chosen.comparison else []
+
+
+def _differing(differing: Differing, proof: Proof) -> dict[str, Any]:
+    shown = [{"name": each.name, "text": each.text, "columns": each.columns} for each in _shown(differing.row, proof)]
+    finite = math.isfinite(differing.difference)
+    return {
+        **dataclasses.asdict(differing),
+        "difference": differing.difference if finite else None,
+        "shown": shown,
+    }
+
+
+def _shown(row: int, proof: Proof) -> list[Shown]:
+    """The raw row where it is known, else what forward was given."""
+    if row in proof.raw:
+        number, raw = proof.raw[row]
+        return [show_raw(f"raw row {number}", raw)]
+    return [show_input(name, array[row]) for name, array in proof.trained.rows.inputs.items()]
 
 
 def _versions() -> dict[str, str]:

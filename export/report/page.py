@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 import threading
 import warnings
+from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
@@ -17,12 +19,15 @@ from matplotlib.figure import Figure
 
 INK, PLAIN, FRONT, CHOSEN = "#1b2733", "#dde4ea", "#74c0cc", "#0b7285"
 
-MOST_NODES = 30
+MOST_NODES, MOST_CLASSES = 30, 30
+
+#: PNGs by a row's number and the name of what is shown of it.
+Pictures = Mapping[tuple[int, str], bytes]
 
 _DRAWING = threading.Lock()  # matplotlib's settings are those of the process
 
 
-def render(content: dict[str, Any]) -> bytes:
+def render(content: dict[str, Any], pictures: Pictures) -> bytes:
     """Return the page for a report; every text in it is escaped."""
     template = resources.files("shipline.export.report").joinpath("report.html").read_text(encoding="utf-8")
     environment = jinja2.Environment(
@@ -32,8 +37,21 @@ def render(content: dict[str, Any]) -> bytes:
     chosen = next(candidate for candidate in content["candidates"] if candidate["chosen"])
     swept = [each for each in content["candidates"] if "sensitivity" in each["notes"]]
     sensitivity = _svg(_sensitivity_plot(swept[0])) if swept else None
-    page = environment.from_string(template).render(**content, plots=plots, sensitivity=sensitivity, chosen=chosen)
+    page = environment.from_string(template).render(
+        **content,
+        plots=plots,
+        sensitivity=sensitivity,
+        chosen=chosen,
+        least=[_least_agreed(each) for each in chosen["agreement"]],
+        pictures={place: base64.b64encode(picture).decode() for place, picture in pictures.items()},
+    )
     return page.encode()
+
+
+def _least_agreed(agreement: dict[str, Any]) -> list[dict[str, Any]]:
+    """The classes that are answered otherwise most often, at first; of those that agree, the ones of many rows."""
+    classes = sorted(agreement["classes"], key=lambda each: (each["agreed"] / each["rows"], -each["rows"]))
+    return classes[:MOST_CLASSES]
 
 
 def _latency_plot(content: dict[str, Any]) -> Figure:

@@ -18,7 +18,7 @@ import shipline as sl
 from shipline.artifact import GOLDEN, GOLDEN_TENSORS
 from shipline.errors import ProcessingError, SignatureError
 from shipline.export import golden
-from shipline.export.golden import from_raw, from_rows, spread
+from shipline.export.golden import from_raw, from_rows, raw_of, spread
 from shipline.export.signature import signature_of
 from shipline.processing import Columns, Labels, Processing, Softmax
 from shipline.train import Run
@@ -147,3 +147,26 @@ def test_an_artifact_keeps_as_many_as_the_recipe_says(trained_cells: Run, tmp_pa
     assert all(row in list(data.raw_rows()) for row in raw)
     tensors = safetensors.numpy.load(artifact.read(GOLDEN_TENSORS))
     np.testing.assert_array_equal(tensors["input.x"], np.stack([data.processing.prepare(row) for row in raw]))
+
+
+@pytest.mark.parametrize("order", [range(20), range(19, -1, -1)])
+def test_a_raw_row_is_known_by_what_it_makes_and_not_by_its_place(order: Iterable[int]) -> None:
+    module, raw = Line(), [table(20)[i] for i in order]
+    rows = record(module, {"x": prepared(table(20))})
+    found = raw_of([4, 17], raw, COLUMNS, rows, signature_of(module, rows))
+    assert found == {row: (raw.index(table(20)[row]), table(20)[row]) for row in (4, 17)}
+
+
+def test_a_row_that_no_raw_row_makes_to_the_last_bit_has_none() -> None:
+    module, nearly = Line(), table(20)
+    rows = record(module, {"x": prepared(table(20))})
+    nearly[4] = {"a": float(np.nextafter(np.float32(4), np.float32(5))), "b": -4.0}
+    nearly[0] = {"a": 0.0, "b": 0.0}  # and not -0.0
+    assert raw_of([0, 4, 5], nearly, COLUMNS, rows, signature_of(module, rows)) == {5: (5, table(20)[5])}
+    assert raw_of([5], nearly[:5], COLUMNS, rows, signature_of(module, rows)) == {}
+
+
+def test_of_raw_rows_that_make_the_same_row_that_in_its_place_is_taken() -> None:
+    module, raw = Line(), [{"a": 1.0, "b": 1.0}] * 6
+    rows = record(module, {"x": prepared(raw)})
+    assert raw_of([3], raw, COLUMNS, rows, signature_of(module, rows)) == {3: (3, raw[3])}

@@ -93,7 +93,7 @@ def test_the_page_needs_nothing_from_elsewhere(artifacts: dict[str, Artifact], p
     policies = [
         a["content"] for tag, a in page.tags if tag == "meta" and a.get("http-equiv") == "Content-Security-Policy"
     ]
-    assert policies == ["default-src 'none'; style-src 'unsafe-inline'"]
+    assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
     assert {tag for tag, _ in page.tags}.isdisjoint(
         {"script", "link", "img", "iframe", "object", "embed", "base", "form"}
     )
@@ -115,6 +115,74 @@ def test_the_page_has_two_plots_with_their_marks(artifacts: dict[str, Artifact])
     for label in ("size, MB", "val_acc", "float32", "int8", "trained module"):
         assert label in trade
     assert b"<?xml" not in data
+
+
+def test_it_says_which_rows_differ_most(artifacts: dict[str, Artifact], content: dict[str, Any]) -> None:
+    worst, parity = content["worst_rows"], content["candidates"][1]["verdicts"][0]
+    assert len(worst) == 5
+    assert [each["difference"] for each in worst] == sorted((each["difference"] for each in worst), reverse=True)
+    assert worst[0]["difference"] == pytest.approx(parity["measured"], rel=0.05)
+    page = Page(artifacts["int8"].read("report.html"))
+    for each in worst:
+        assert {"row", "difference", "output", "element", "values", "trained", "found", "shown"} == set(each)
+        own, found = each["values"]
+        assert f"output{each['element']}: {own:.6g} → {found:.6g}" in page.text
+        assert each["trained"] in page.text
+        assert each["found"] in page.text
+        [part] = each["shown"]
+        assert part["name"] == "x"
+        assert part["text"].endswith(", … (64 numbers)")
+        assert part["text"] in page.text
+
+
+def test_it_says_how_many_rows_of_each_class_are_answered_alike(
+    artifacts: dict[str, Artifact], content: dict[str, Any]
+) -> None:
+    for candidate in content["candidates"]:
+        [agreement] = candidate["agreement"]
+        assert (agreement["output"], agreement["rows"]) == ("output", 256)
+        assert [each["name"] for each in agreement["classes"]] == [*"0123456789"]
+        assert sum(each["rows"] for each in agreement["classes"]) == 256
+        assert sum(each["agreed"] for each in agreement["classes"]) == agreement["agreed"] > 230
+    assert content["candidates"][0]["agreement"][0]["agreed"] == 256
+    text = Page(artifacts["int8"].read("report.html")).text
+    assert f"in {content['candidates'][1]['agreement'][0]['agreed']} of 256" in text
+
+
+def test_the_classes_that_agree_least_come_first(content: dict[str, Any]) -> None:
+    many = copy.deepcopy(content)
+    classes = [{"number": i, "name": f"<{i}>", "rows": 40, "agreed": i} for i in range(40)]
+    many["candidates"][1]["agreement"] = [
+        {"output": "output", "rows": 1600, "agreed": 780, "classes": classes[::-1]},
+    ]
+    text = Page(report.to_html(many)).text
+    assert "The 30 of 40 classes that agree least:" in text
+    places = [text.find(f"<{i}>") for i in range(40)]
+    assert places[:30] == sorted(places[:30])
+    assert -1 not in places[:30]
+    assert set(places[30:]) == {-1}
+
+
+def test_what_is_not_known_is_left_out(content: dict[str, Any]) -> None:
+    little = copy.deepcopy(content)
+    little["worst_rows"] = []
+    for candidate in little["candidates"]:
+        candidate["agreement"] = []
+    text = Page(report.to_html(little)).text
+    assert "None: all answers in the largest batches are the trained module's, to the last bit." in text
+    assert "Agreement by class" not in text
+
+
+def test_a_row_without_a_picture_is_told_in_words(content: dict[str, Any]) -> None:
+    place = (content["worst_rows"][0]["row"], "x")
+    images = [a for tag, a in Page(report.to_html(content, {place: b"PNG"})).tags if tag == "img"]
+    assert images == [{"src": "data:image/png;base64,UE5H", "alt": f"row {place[0]}"}]
+
+
+def test_a_difference_that_is_not_finite_is_said(content: dict[str, Any]) -> None:
+    odd = copy.deepcopy(content)
+    odd["worst_rows"][0] |= {"difference": None, "element": [], "values": []}
+    assert "not finite" in Page(report.to_html(odd)).text
 
 
 HOSTILE = [
@@ -142,11 +210,16 @@ def test_every_text_is_escaped_wherever_it_stands(content: dict[str, Any], text:
     for measured in (hostile["trained"], *hostile["candidates"]):
         measured["metrics"][text] = 0.5
     hostile["metric"]["name"] = text
+    for worst in hostile["worst_rows"]:
+        worst["output"] = worst["trained"] = worst["found"] = text
+        worst["shown"] = [{"name": text, "text": text, "columns": columns} for columns in ({}, {text: text})]
     for candidate in hostile["candidates"]:
+        candidate["agreement"][0]["output"] = candidate["agreement"][0]["classes"][0]["name"] = text
         for verdict in candidate["verdicts"]:
             verdict["message"] = verdict["gate"] = text
-    page = Page(report.to_html(hostile))
-    honest = Page(report.to_html(content))
+    row = content["worst_rows"][0]["row"]
+    page = Page(report.to_html(hostile, {(row, text): b"PNG"}))
+    honest = Page(report.to_html(content, {(row, "x"): b"PNG"}))
     assert {tag for tag, _ in page.tags} == {tag for tag, _ in honest.tags}
     assert {name for _, attributes in page.tags for name in attributes} == {n for _, a in honest.tags for n in a}
     assert "alert" not in str([list(attributes.items()) for _, attributes in page.tags])

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.table import Table
 
-from shipline.artifact import Artifact, Model, find_artifacts, open_model
+from shipline.artifact import REPORT_JSON, Artifact, Model, find_artifacts, open_model
 from shipline.commands.console import console, printable, split_positional
 from shipline.config import new_parser, parse
 from shipline.errors import ConfigError
@@ -62,8 +63,26 @@ def _flat(artifact: Artifact) -> dict[str, Any]:
     content["verdicts"] = {
         each.gate: each.measured if each.passed else f"failed: {each.measured}" for each in manifest.verdicts
     }
+    content["agreement"] = _agreement(artifact)
     content["bytes"] = {name: entry.size for name, entry in manifest.files.items()}
     return dict(_leaves("", content))
+
+
+def _agreement(artifact: Artifact) -> dict[str, dict[str, float]]:
+    """By output, the share of rows in which the class is the trained module's: of all, and of those of each class.
+
+    What was imported has no candidates, and nor has a report that something else wrote.
+    """
+    report = json.loads(artifact.read(REPORT_JSON)) if REPORT_JSON in artifact.manifest.files else {}
+    candidates: list[dict[str, Any]] = report.get("candidates", [])
+    chosen = next((each for each in candidates if each["chosen"]), {})
+    return {
+        each["output"]: {
+            "all": each["agreed"] / each["rows"],
+            **{f"class {of['name']}": of["agreed"] / of["rows"] for of in each["classes"]},
+        }
+        for each in chosen.get("agreement", ())
+    }
 
 
 def _leaves(name: str, value: Any) -> Iterator[tuple[str, Any]]:

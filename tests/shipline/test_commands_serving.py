@@ -148,6 +148,26 @@ def test_inspect_shows_where_two_versions_differ(run: Run, here: Path) -> None:
     assert "m version 1 and m version 1 differ in nothing but their digests." in same
 
 
+def test_inspect_compares_how_many_rows_of_each_class_are_answered_alike(run: Run, here: Path) -> None:
+    for version, agreed in (("1", (10, 20)), ("2", (10, 15))):
+        classes = [{"number": i, "name": "ab"[i], "rows": 10 + 10 * i, "agreed": agreed[i]} for i in range(2)]
+        agreement = {"output": "y", "rows": 30, "agreed": sum(agreed), "classes": classes}
+        candidates = [{"chosen": False, "agreement": []}, {"chosen": True, "agreement": [agreement]}]
+        report = json.dumps({"candidates": candidates}).encode()
+        artifacts.publish("models/m", artifacts.linear(), version=version, files={"report.json": report})
+    rows = {row[0]: row[1:] for row in cells(run("inspect", "--diff", "models/m/1", "models/m/2").out)}
+    assert rows["agreement.y.all"] == ["1", "0.833333", "-0.166667"]
+    assert rows["agreement.y.class b"] == ["1", "0.75", "-0.25"]
+    assert "agreement.y.class a" not in rows
+
+
+def test_inspect_compares_what_has_no_such_report(run: Run, here: Path) -> None:
+    for version, report in (("1", b"{}"), ("2", b'{"candidates": [{"chosen": true}]}')):
+        artifacts.publish("models/m", artifacts.linear(), version=version, files={"report.json": report})
+    rows = {row[0] for row in cells(run("inspect", "--diff", "models/m/1", "models/m/2").out)}
+    assert not any(row.startswith("agreement") for row in rows)
+
+
 def test_inspect_compares_versions_and_no_repositories(run: Run, here: Path) -> None:
     for name in ("a", "b"):
         artifacts.publish(f"models/{name}", artifacts.linear())

@@ -5,7 +5,7 @@ Runtimes are not made for files that nobody has tried: onnxruntime 1.31 ends the
 
 from __future__ import annotations
 
-import contextlib
+import re
 import signal
 import subprocess
 import sys
@@ -20,11 +20,14 @@ from shipline.backends.base import Arrays, Backend
 from shipline.errors import GateError
 
 TIMEOUT_S = 300.0
+OUT_OF_MEMORY = 3
+MEMINFO, STATUS = Path("/proc/meminfo"), Path("/proc/self/status")
+_ALLOCATION = re.compile(r"bad_?alloc|allocate memory|out of memory", re.IGNORECASE)
 ADVICE = "Set another precision or backend."
 
 
 def survive(file: Path, backend: str, settings: ServingSettings, inputs: Arrays) -> None:
-    """Raise GateError where the backend ends its process, or takes too long, when it loads the file and runs it.
+    """Raise GateError where the backend, loading the file and running it, ends its process, or takes too long or much.
 
     An error that it raises is none here: whoever loads the file next meets it, with all that it says.
     """
@@ -39,17 +42,42 @@ def survive(file: Path, backend: str, settings: ServingSettings, inputs: Arrays)
         raise GateError(f"{said} took longer than {TIMEOUT_S:g} s for one batch. {ADVICE}") from error
     if done.returncode < 0:
         raise GateError(f"{said} was ended by {signal.Signals(-done.returncode).name}. {ADVICE}")
+    if done.returncode == OUT_OF_MEMORY:
+        raise GateError(f"{said} needed more memory than is free here, for one batch of the largest size. {ADVICE}")
     if done.returncode:  # a trial that was none
         raise GateError(f"{said} ended with {done.returncode}: {done.stderr.decode(errors='replace').strip()[-500:]}")
 
 
-def main(file: str, backend: str, settings: str) -> None:
-    """Load and run, for the rows on the standard input."""
+def main(file: str, backend: str, settings: str) -> int:
+    """Load and run, for the rows on the standard input; return the exit status."""
     inputs = safetensors.numpy.load(sys.stdin.buffer.read())
-    with contextlib.suppress(Exception):
+    try:
         chosen: type[Backend] = plugins.load("backend", backend)
+        _limit_memory()
         chosen.load(Path(file).read_bytes(), ServingSettings.model_validate_json(settings)).run(inputs)
+    except Exception as error:
+        return OUT_OF_MEMORY if isinstance(error, MemoryError) or _ALLOCATION.search(str(error)) else 0
+    return 0
+
+
+def _limit_memory() -> None:
+    """Let this process take what memory is free now and no more, so that nobody else is ended for it."""
+    if not STATUS.exists():  # not Linux
+        return
+    import resource
+
+    free = _kibibytes(MEMINFO, "MemAvailable") * 1024
+    taken = _kibibytes(STATUS, "VmSize") * 1024
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = taken + free
+    resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+
+
+def _kibibytes(file: Path, name: str) -> int:
+    found = re.search(rf"^{name}:\s+(\d+) kB", file.read_text(), re.MULTILINE)
+    assert found is not None
+    return int(found[1])
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main(*sys.argv[1:]))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from onnx import TensorProto, helper
 from prunable import Attends
 from sklearn.datasets import load_digits
 from small_modules import record
@@ -89,3 +90,16 @@ def test_the_process_is_named_by_its_signal(graph: Any, tmp_path: Path, monkeypa
     monkeypatch.setattr(trial.sys, "executable", os.fspath(program))
     with pytest.raises(GateError, match="was ended by SIGILL"):
         survive(graph[0], graph[1], tmp_path)
+
+
+def test_what_wants_more_memory_than_there_is_gets_none(tmp_path: Path) -> None:
+    """A few bytes of ONNX can ask for terabytes."""
+    many = helper.make_node("ConstantOfShape", ["shape"], ["many"])
+    total = helper.make_node("ReduceSum", ["many"], ["sum"], keepdims=0)
+    answer = helper.make_node("Add", ["x", "sum"], ["y"])
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 1]) for name in ("x", "y")]
+    shape = helper.make_tensor("shape", TensorProto.INT64, [1], [1 << 42])
+    inner = helper.make_graph([many, total, answer], "bomb", ends[:1], ends[1:], [shape])
+    model = helper.make_model(inner, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    with pytest.raises(GateError, match="needed more memory than is free here"):
+        survive(model.SerializeToString(), {"x": np.zeros((2, 1), np.float32)}, tmp_path)

@@ -28,6 +28,7 @@ PRECISIONS: dict[str, dict[str, dict[str, Any]]] = {
     "int8": {"static-int8": {}},
     "int8-portable": {"static-int8": {"reduce_range": True}},
     "int8-mixed": {"mixed-int8": {}},
+    "int8-smooth": {"smooth-quant": {}, "mixed-int8": {}},
     "int8-dynamic": {"dynamic-int8": {}},
     "int8-weights": {"weights-int8": {}},
     "int4-weights": {"weights-int4": {}},
@@ -45,12 +46,13 @@ SEARCHED = {
         "int8",
         "int8-portable",
         "int8-mixed",
+        "int8-smooth",
         "int8-dynamic",
         "int8-weights",
         "int4-weights",
         "float16",
     ),
-    "openvino": (FLOAT32, BFLOAT16, "int8", "int8-portable", "int8-mixed"),
+    "openvino": (FLOAT32, BFLOAT16, "int8", "int8-portable", "int8-mixed", "int8-smooth"),
     "torchscript": (FLOAT32,),
     "aotinductor": (FLOAT32, BFLOAT16),
 }
@@ -89,7 +91,7 @@ class Plan:
     @property
     def tolerance(self) -> float:
         """The allowed difference from the trained module, in parts of an output's largest value."""
-        return max([TOLERANCE[self.compute], *(each.tolerance for each in self.passes)])
+        return max([TOLERANCE[self.compute], *(each.tolerance for each in (*self.module_passes, *self.passes))])
 
     @property
     def invariance(self) -> float:
@@ -119,7 +121,8 @@ def plan(precision: str, backend: str, passes: Sequence[Pass] = (), target: Targ
         load("pass", name)(**{**settings, **(narrow if name in SUMMING else {})})
         for name, settings in PRECISIONS[precision].items()
     )
-    return Plan(precision, backend, own, of_module)
+    inside = next((each.precision for each in of_module if each.precision), FLOAT32)
+    return Plan(inside if precision == FLOAT32 else precision, backend, own, of_module)
 
 
 def searched(

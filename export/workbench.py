@@ -115,7 +115,7 @@ class Workbench:
             yield self.fit(candidate)
         if plan != BASELINE and not (recipe.searches and recipe.objective == "size"):
             yield gates.latency(candidate.latencies, candidate.against, recipe)
-        if plan.passes or any(each.shrinks for each in plan.module_passes):
+        if any(each.shrinks for each in (*plan.module_passes, *plan.passes)):
             yield gates.size(candidate.size, self.baseline.size)
         limit = recipe.allowed_difference(plan)
         same, candidate.worst = gates.parity(runtime, like.rows, like.signature, largest, limit)

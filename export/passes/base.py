@@ -46,6 +46,9 @@ class Material:
 class Pass:
     """One step on the way to what is served. Its settings are its constructor's arguments."""
 
+    #: Whether the file becomes smaller by it alone, and must be.
+    shrinks: ClassVar[bool] = True
+
 
 class ModulePass(Pass, ABC):
     """One step from a module to another of the same signature, with weights or layers of its own.
@@ -53,8 +56,9 @@ class ModulePass(Pass, ABC):
     What follows is proved equal to that one; the metric alone is compared with the trained module's.
     """
 
-    #: Whether the file becomes smaller by it alone, and must be.
-    shrinks: ClassVar[bool] = True
+    #: What it computes in, where that is not float32, and what a graph's answers may then differ by from its own.
+    precision: ClassVar[str] = ""
+    tolerance: ClassVar[float] = 0.0
 
     @property
     @abstractmethod

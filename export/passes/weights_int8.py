@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,6 +13,7 @@ from onnx import helper, numpy_helper
 
 from shipline.errors import ConfigError
 from shipline.export.passes.base import GraphPass, Material, refused
+from shipline.export.passes.uses import used
 
 _AXES = {"MatMul": 1, "Conv": 0}  # along which an operator's weights have their channels
 
@@ -52,7 +52,7 @@ class WeightsInt8(GraphPass):
 
 def _shrink(graph: onnx.GraphProto, least: int) -> int:
     """Put int8 in the place of every large weight that the main graph uses once; return how many there were."""
-    uses = Counter([*_used(graph), *(value.name for value in graph.output)])
+    uses = Counter([*used(graph), *(value.name for value in graph.output)])
     weights = {
         tensor.name: tensor
         for tensor in graph.initializer
@@ -74,15 +74,6 @@ def _shrink(graph: onnx.GraphProto, least: int) -> int:
         graph.ClearField(field)
         getattr(graph, field).extend(kept)
     return len(small)
-
-
-def _used(graph: onnx.GraphProto) -> Iterator[str]:
-    """The name of a tensor for each of its uses, those in branches and loops included."""
-    for node in graph.node:
-        yield from node.input
-        for attribute in node.attribute:
-            for inner in (attribute.g, *attribute.graphs):
-                yield from _used(inner)
 
 
 def _channels(node: onnx.NodeProto, place: int, tensor: onnx.TensorProto) -> int | None:

@@ -43,9 +43,9 @@ class PassConformance:
             assert one.shape == other.shape
             assert np.abs(one - other).max() <= made.tolerance * np.abs(one).max()
 
-    def test_the_graph_is_smaller(self, made: GraphPass, case: tuple[bytes, Material]) -> None:
+    def test_the_graph_is_smaller_if_it_must_be(self, made: GraphPass, case: tuple[bytes, Material]) -> None:
         model, material = case
-        assert len(made.apply(model, material)) < len(model)
+        assert len(made.apply(model, material)) < len(model) or not made.shrinks
 
     def test_the_same_graph_and_rows_give_the_same(self, made: GraphPass, case: tuple[bytes, Material]) -> None:
         model, material = case

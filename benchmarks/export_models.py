@@ -135,5 +135,6 @@ MODELS = {"table": table, "digits": digits, "minilm": minilm, "photographs": pho
 
 def _answers(module: nn.Module, rows: Arrays) -> np.ndarray:
     with torch.no_grad():
-        found: torch.Tensor = module.eval()(*map(torch.from_numpy, rows.values()))
-    return found.numpy()
+        found = module.eval()(**{name: torch.from_numpy(array) for name, array in rows.items()})
+    output: torch.Tensor = next(iter(found.values())) if isinstance(found, dict) else found
+    return output.numpy()

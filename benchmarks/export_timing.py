@@ -92,7 +92,7 @@ def _openvino(file: Path, compute: str) -> Any:
     import openvino
 
     settings = {
-        "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": compute, "PERFORMANCE_HINT": "LATENCY"
+        "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": compute, "ENABLE_CPU_PINNING": False
     }  # fmt: skip
     request = openvino.Core().compile_model(str(file), "CPU", settings).create_infer_request()
     return lambda given: np.array(request.infer(given)[0])

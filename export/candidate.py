@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -35,6 +36,7 @@ class Candidate:
         comparison: of its answers with those of the module as it was trained, before it was pruned; none where no
             gate has asked for answers.
         left_out: why a search has not put it through all of them, where none has failed.
+        recalled: its measurements are those of an earlier search.
     """
 
     plan: Plan
@@ -50,6 +52,7 @@ class Candidate:
     worst: gates.Worst | None = None
     comparison: Comparison | None = None
     left_out: str = ""
+    recalled: bool = False
 
     @property
     def precision(self) -> str:
@@ -71,6 +74,16 @@ class Candidate:
     def runtime(self) -> Runtime:
         """The backend that will serve it; loaded when it is first asked for."""
         return Runtime(self.file.read_bytes(), self.plan.serving(self.max_batch_size), self.plan.backend)
+
+    @cached_property
+    def digest(self) -> str:
+        """The sha256 of its file."""
+        return hashlib.sha256(self.file.read_bytes()).hexdigest()
+
+    def forget(self) -> None:
+        """Be as if it had not been measured."""
+        self.latencies, self.against, self.metrics, self.verdicts = [], [], {}, []
+        self.left_out, self.recalled = "", False
 
     def rest(self) -> None:
         """Give back the memory of the runtime."""

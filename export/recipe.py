@@ -50,6 +50,8 @@ class Recipe:
         target: the machine that will serve, such as "20MB,5ms,avx2": the largest file, the longest time for one row
             (measured here), the instructions of its processor (avx2, avx512, vnni, amx, neon); default: a machine like
             this one.
+        remember: let "auto" take what a search on this machine has measured of the same file in the last day; what is
+            published is always measured anew.
         objective: what "auto" looks for: "speed" (batches of 1 and the largest alike), "latency" (of 1), "throughput"
             (of the largest), or "size".
         metric: the metric that the export may not cost; default: the one that the checkpoint was chosen by.
@@ -71,6 +73,7 @@ class Recipe:
     passes: tuple[Pass, ...] = ()
     compiled: bool = False
     target: str | None = None
+    remember: bool = True
     objective: Objective = "speed"
     metric: str | None = None
     mode: Literal["min", "max"] | None = None

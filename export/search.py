@@ -9,6 +9,7 @@ from shipline.errors import GateError
 from shipline.export.candidate import Candidate
 from shipline.export.plan import Plan, searched
 from shipline.export.recipe import Recipe
+from shipline.export.remembered import Remembered
 from shipline.export.target import Target
 from shipline.export.workbench import Workbench
 
@@ -35,26 +36,44 @@ def search(bench: Workbench, recipe: Recipe) -> Found:
 
     What costs least is asked first: each is timed beside the float32 graph; then, the best first, each goes through its
     gates until one fails, the metric over all validation rows last. One that is no better in anything than another that
-    has passed and loses nothing is not judged at all.
+    has passed and loses nothing is not judged at all. What an earlier search has measured is taken from there, but for
+    what is published.
     """
     bench.time(bench.baseline)
     bench.judge(bench.baseline, to_the_end=True)
     if bench.baseline.failed:
         return Found([bench.baseline], bench.baseline, [])
-    made, refused = _made(bench, recipe)
+    memory = Remembered(recipe, bench.trained) if recipe.remember else None
+    made, refused = _made(bench, recipe, memory)
+    while True:
+        chosen = _chosen(bench, recipe, made, memory)
+        if not chosen.recalled:
+            return Found([bench.baseline, *made], chosen, refused)
+        for each in made:
+            if not each.verdicts:  # it may have been left out for what was recalled
+                each.left_out = ""
+        chosen.forget()
+        try:
+            _measure(bench, chosen)
+        except GateError as error:
+            made = [each for each in made if each is not chosen]
+            refused.append(refusal(chosen.plan, error))
+
+
+def _chosen(bench: Workbench, recipe: Recipe, made: list[Candidate], memory: Remembered | None) -> Candidate:
+    """Judge what has not been, the best first; return the best that passes."""
     passed = [bench.baseline]
     for candidate in sorted(made, key=lambda each: cost(each, recipe)):
         better = next((other for other in passed if _leaves_nothing(other, candidate, bench)), None)
-        if better is not None:
+        if better is not None and not candidate.verdicts:
             candidate.left_out = f"{better.plan} is as fast and as small, and loses nothing"
-        elif _judged(bench, candidate):
+        elif _judged(bench, candidate, memory):
             passed.append(candidate)
     fit = [each for each in passed if recipe.machine.over(each.size, each.latencies[0].median_ms) <= 1]
-    chosen = min(fit or passed[:1], key=lambda each: cost(each, recipe))
-    return Found([bench.baseline, *made], chosen, refused)
+    return min(fit or passed[:1], key=lambda each: cost(each, recipe))
 
 
-def _made(bench: Workbench, recipe: Recipe) -> tuple[list[Candidate], list[str]]:
+def _made(bench: Workbench, recipe: Recipe, memory: Remembered | None) -> tuple[list[Candidate], list[str]]:
     """Make and time what there is to try; return that, and why the rest is not among it."""
     made, refused = list[Candidate](), list[str]()
     for start in recipe.starts:
@@ -65,34 +84,43 @@ def _made(bench: Workbench, recipe: Recipe) -> tuple[list[Candidate], list[str]]
             continue
         for plan in searched(recipe.backend, start, compiled=recipe.compiled, target=recipe.machine):
             try:
-                made.append(_timed(bench, plan, recipe.machine))
+                made.append(_timed(bench, plan, recipe.machine, memory))
             except GateError as error:
                 refused.append(refusal(plan, error))
     return made, refused
 
 
-def _timed(bench: Workbench, plan: Plan, machine: Target) -> Candidate:
+def _timed(bench: Workbench, plan: Plan, machine: Target, memory: Remembered | None) -> Candidate:
     candidate = bench.make(plan)
     if machine.over(candidate.size) > 1:
         raise GateError(f"{candidate.size:,} bytes; {machine} is allowed")
+    if memory is None or not memory.recall(candidate):
+        _measure(bench, candidate)
+        if memory is not None:
+            memory.keep(candidate)
+    return candidate
+
+
+def _measure(bench: Workbench, candidate: Candidate) -> None:
     try:
         bench.try_out(candidate)
         bench.time(candidate)
     finally:
         candidate.rest()
-    return candidate
 
 
-def _judged(bench: Workbench, candidate: Candidate) -> bool:
+def _judged(bench: Workbench, candidate: Candidate, memory: Remembered | None) -> bool:
     """Whether it passes its gates; the first that fails ends it, and so does a row that it cannot take."""
-    try:
-        bench.judge(candidate, to_the_end=False)
-    except GateError as error:
-        candidate.left_out = str(error).splitlines()[0]
-        return False
-    finally:
-        candidate.rest()
-    return not candidate.failed
+    if not candidate.verdicts and not candidate.left_out:
+        try:
+            bench.judge(candidate, to_the_end=False)
+        except GateError as error:
+            candidate.left_out = str(error).splitlines()[0]
+        finally:
+            candidate.rest()
+        if memory is not None:
+            memory.keep(candidate)
+    return not candidate.failed and not candidate.left_out
 
 
 def nearest(found: Found) -> list[str]:

@@ -25,6 +25,8 @@ os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / "torchinductor_tests"))
+# What searches remember must not come from, nor get to, those who work here.
+os.environ["SHIPLINE_CACHE_DIR"] = tempfile.mkdtemp(prefix="shipline-tests-cache-")
 
 # A change is judged by the same examples each time. To look for others: pytest --hypothesis-profile=explore
 settings.register_profile("same", derandomize=True, deadline=None)

@@ -81,6 +81,7 @@ def _described(candidate: Candidate, proof: Proof) -> dict[str, Any]:
         "chosen": candidate is proof.chosen,
         "on_front": any(candidate is each for each in proof.front),
         "left_out": candidate.left_out,
+        "recalled": candidate.recalled,
         "notes": candidate.notes,
         "metrics": candidate.metrics,
         "bytes": candidate.size,

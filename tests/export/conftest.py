@@ -32,6 +32,13 @@ def seeded() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def nothing_remembered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where a test's searches remember what they have measured: nothing yet."""
+    monkeypatch.setenv("SHIPLINE_CACHE_DIR", str(tmp_path / "remembered"))
+    return tmp_path / "remembered"
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A network trained on scanned digits, to an accuracy of about 0.9."""

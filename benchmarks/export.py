@@ -118,18 +118,16 @@ def plot(rows: list[Measured], file: str) -> None:
     import matplotlib.pyplot as plt
 
     names = list(dict.fromkeys(row.model for row in rows))
-    figure, axes = plt.subplots(1, len(names), figsize=(5 * len(names), 4), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(1, len(names), figsize=(5 * len(names), 6), squeeze=False, layout="constrained")
     for axis, name in zip(axes[0], names, strict=True):
         found = [row for row in rows if row.model == name and row.times]
         points = [(float(np.prod(row.times)) ** 0.5, row.score, row.name.replace("*", "")) for row in found]
         front = sorted(p for p in points if not any(q[0] >= p[0] and q[1] >= p[1] and q != p for q in points))
         axis.plot([p[0] for p in front], [p[1] for p in front], color="0.7", zorder=0)
-        for speed, score, label in points:
-            mine = label.startswith("shipline")
-            axis.scatter(
-                [speed], [score], color="C3" if mine else "C0", marker="*" if mine else "o", s=120 if mine else 30
-            )
-            axis.annotate(label, (speed, score), fontsize=6, xytext=(4, 3), textcoords="offset points")
+        for i, (speed, score, label) in enumerate(points):
+            marker, size = ("*", 120) if label.startswith("shipline") else ("o", 30)
+            axis.scatter([speed], [score], color=f"C{i % 10}", marker=marker, s=size, label=label)
+        axis.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.15))
         axis.set(title=name, xlabel="times as fast as float32 onnxruntime", ylabel=found[0].metric)
     Path(file).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file)

@@ -126,7 +126,7 @@ def plot(rows: list[Measured], file: str) -> None:
         axis.plot([p[0] for p in front], [p[1] for p in front], color="0.7", zorder=0)
         for i, (speed, score, label) in enumerate(points):
             marker, size = ("*", 120) if label.startswith("shipline") else ("o", 30)
-            axis.scatter([speed], [score], color=f"C{i % 10}", marker=marker, s=size, label=label)
+            axis.scatter([speed], [score], color=plt.colormaps["tab20"](i % 20), marker=marker, s=size, label=label)
         axis.legend(fontsize=6, loc="upper center", bbox_to_anchor=(0.5, -0.15))
         axis.set(title=name, xlabel="times as fast as float32 onnxruntime", ylabel=found[0].metric)
     Path(file).parent.mkdir(parents=True, exist_ok=True)

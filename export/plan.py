@@ -145,17 +145,12 @@ def searched(
     pairs = [(precision, name) for name in backends for precision in SEARCHED.get(name, (FLOAT32,))]
     if target.cuts_sums:  # then int8 is portable already
         pairs = [each for each in pairs if each[0] != "int8-portable"]
-    if not target.bfloat16:  # OpenVINO computes in float32 then, and a library for AOTInductor takes long to make
-        pairs = [each for each in pairs if each != (BFLOAT16, "aotinductor")]
-    if target.instructions is not None:
-        pairs = [each for each in pairs if _fits(*each, target)]
+    if not target.bfloat16:  # OpenVINO computes in float32 then, and torch in bfloat16, many times slower
+        pairs = [each for each in pairs if each[0] != BFLOAT16]
+    if target.instructions is not None:  # a library has those of the machine that made it
+        pairs = [each for each in pairs if each[1] != "aotinductor"]
     plans = [plan(precision, name, start, target) for precision, name in pairs]
     return [each for each in plans if each != BASELINE]
-
-
-def _fits(precision: str, backend: str, target: Target) -> bool:
-    """Whether another processor computes it; a library has the instructions of the one that it was made on."""
-    return backend != "aotinductor" and (precision != BFLOAT16 or target.bfloat16)
 
 
 def _is_searched(backend: str, *, compiled: bool) -> bool:

@@ -149,8 +149,10 @@ class Workbench:
                 f"{plan.passes[0]} changes an ONNX graph, and {plan.backend} takes {form}. Set backend='onnxruntime', "
                 "or 'openvino'."
             )
-        made = _Made(Path(self._scratch.name) / str(len(self._files)), {})
-        made.file.write_bytes(self._content(plan, form, made.notes))
+        notes: dict[str, Any] = {}
+        content = self._content(plan, form, notes)
+        made = _Made(Path(self._scratch.name) / str(len(self._files)), notes)  # after those that it was made from
+        made.file.write_bytes(content)
         self._files.append((key, made))
         return made
 

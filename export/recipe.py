@@ -180,6 +180,12 @@ def _check_passes(recipe: Recipe) -> None:
             f"Recipe has passes of a graph and precision={recipe.precision!r}: give passes, or the name of a "
             "precision that has its own."
         )
+    rounded = [each for each in recipe.passes if isinstance(each, ModulePass) and each.precision]
+    if rounded and (any(of_graph) or recipe.precision != FLOAT32):
+        raise ConfigError(
+            f"Recipe has {type(rounded[0]).__name__}, after which a module is {rounded[0].precision} already, and "
+            f"{'passes of a graph' if any(of_graph) else f'precision={recipe.precision!r}'}: give one of them."
+        )
     if of_graph != sorted(of_graph):
         raise ConfigError(
             "Recipe has a pass of a module after one of a graph; a module becomes a graph once. Put passes of the "

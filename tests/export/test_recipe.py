@@ -12,6 +12,7 @@ from shipline.compose import parse_recipe
 from shipline.errors import ConfigError, UnknownNameError
 from shipline.export.passes.float16 import Float16
 from shipline.export.passes.prune_channels import PruneChannels
+from shipline.export.passes.pt2e_int8 import Pt2eInt8
 from shipline.export.passes.static_int8 import StaticInt8
 from shipline.export.plan import PRECISIONS, plan
 from shipline.export.recipe import AUTO, Precision
@@ -45,6 +46,11 @@ from shipline.export.recipe import AUTO, Precision
             ({"prune": value}, f"prune={value!r}; set a share from 0 to below 1, or 'auto'")
             for value in (1, -0.5, 1.5, math.nan, "0.5", True, False, None)
         ),
+        *(
+            ({"passes": (Pt2eInt8(),), "precision": name}, f"int8 already, and precision='{name}': give one of them")
+            for name in ("int8", "auto")
+        ),
+        ({"passes": (Pt2eInt8(), StaticInt8())}, "int8 already, and passes of a graph: give one of them"),
         ({"prune": "auto"}, "prune='auto' and precision='float32': only a search tries several shares"),
         ({"prune": "auto", "precision": "auto", "finetune_epochs": -1}, "finetune_epochs=-1"),
         ({"target": "20MB,fast"}, "'fast' is no limit"),

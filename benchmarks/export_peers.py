@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,10 @@ def install(name: str, to: Path) -> str:
         return ""
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(to), *pinned()[name]]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return "" if done.returncode == 0 else f"pip: {done.stderr.strip()[-200:]}"
+    if done.returncode == 0:
+        return ""
+    shutil.rmtree(to, ignore_errors=True)  # else the next run would take what is there for all of it
+    return f"pip: {done.stderr.strip()[-200:]}"
 
 
 def make(name: str, packages: Path, model: Path, *, transformer: bool) -> tuple[dict[str, Path], dict[str, str]]:

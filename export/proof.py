@@ -72,7 +72,7 @@ def prove(source: Source, recipe: Recipe) -> Proof:
         shown = {} if failed else _raw_of_worst(chosen, trained, source, raw)
         return Proof(
             trained, found.candidates, chosen, model, serving, points, rows, best, found.refused,
-            nearest(found) if chosen.failed else [], shown,
+            nearest(found, recipe) if chosen.failed else [], shown,
         )  # fmt: skip
 
 

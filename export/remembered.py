@@ -5,15 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import platform
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from platformdirs import user_cache_path
 
 from shipline.artifact import Verdict
 from shipline.backends.cores import cores
@@ -22,10 +19,11 @@ from shipline.export.latency import Latency
 from shipline.export.recipe import Recipe
 from shipline.export.source import digest_of
 from shipline.export.trained import Trained
+from shipline.lineage import package_versions
+from shipline.store.cache import cache_root
 
 MAX_AGE_S = 24 * 3600.0
 MAX_FILES = 2000
-_RUNTIMES = ("shipline", "torch", "onnxruntime", "openvino")
 #: What a recipe says of which candidates there are, not of how one is measured and judged.
 _CHOICES = ("remember", "precision", "backend", "prune", "compiled")
 
@@ -35,16 +33,19 @@ class Remembered:
 
     A point is found again by the digest of the candidate's file and of all that was measured with it: the module's
     weights, rows and answers, the recipe's limits, the versions of the runtimes, the machine. It is forgotten after a
-    day, since a machine is not always equally busy. A directory that cannot be used costs the memory, not the search.
+    day, since a machine is not always equally busy. A directory that cannot be used costs the memory, not the search;
+    nor is there any where the recipe says so.
     """
 
     def __init__(self, recipe: Recipe, trained: Trained) -> None:
-        root = os.environ.get("SHIPLINE_CACHE_DIR")
-        self._root = (Path(root) if root else user_cache_path("shipline")) / "points"
+        self._on = recipe.remember
+        self._root = cache_root() / "points"
         self._with = _digest_of_all(recipe, trained)
 
     def recall(self, candidate: Candidate) -> bool:
         """Give a candidate what was measured of it; return whether there was anything."""
+        if not self._on:
+            return False
         path = self._path(candidate)
         try:
             if not 0 <= time.time() - path.stat().st_mtime < MAX_AGE_S:
@@ -62,6 +63,8 @@ class Remembered:
 
     def keep(self, candidate: Candidate) -> None:
         """Write down what is known of a candidate."""
+        if not self._on:
+            return
         point = {
             "plan": str(candidate.plan),
             "latencies": [dataclasses.asdict(each) for each in candidate.latencies],
@@ -103,13 +106,5 @@ def _digest_of_all(recipe: Recipe, trained: Trained) -> str:
         digest.update(array.tobytes())
     limits = {name: repr(value) for name, value in vars(recipe).items() if name not in _CHOICES}
     machine = (platform.machine(), platform.processor(), platform.node(), cores())
-    versions = [_version(name) for name in _RUNTIMES]
-    digest.update(json.dumps([limits, trained.metrics, machine, versions], sort_keys=True).encode())
+    digest.update(json.dumps([limits, trained.metrics, machine, package_versions()], sort_keys=True).encode())
     return digest.hexdigest()
-
-
-def _version(name: str) -> str:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return ""

@@ -82,6 +82,12 @@ class Rows:
             _append(self._outputs[i], array, f"Output {i}")
 
 
+def in_batches(rows: Arrays, size: int) -> Iterator[Arrays]:
+    """Yield the rows in batches of a size, the last of what remains."""
+    for start in range(0, len(next(iter(rows.values()))), size):
+        yield {name: array[start : start + size] for name, array in rows.items()}
+
+
 @contextlib.contextmanager
 def recording(module: nn.Module, limit: int) -> Iterator[Rows]:
     """Record the rows that go through the module's forward in the block."""

@@ -43,7 +43,7 @@ def search(bench: Workbench, recipe: Recipe) -> Found:
     bench.judge(bench.baseline, to_the_end=True)
     if bench.baseline.failed:
         return Found([bench.baseline], bench.baseline, [])
-    memory = Remembered(recipe, bench.trained) if recipe.remember else None
+    memory = Remembered(recipe, bench.trained)
     made, refused = _made(bench, recipe, memory)
     while True:
         chosen = _chosen(bench, recipe, made, memory)
@@ -60,7 +60,7 @@ def search(bench: Workbench, recipe: Recipe) -> Found:
             refused.append(refusal(chosen.plan, error))
 
 
-def _chosen(bench: Workbench, recipe: Recipe, made: list[Candidate], memory: Remembered | None) -> Candidate:
+def _chosen(bench: Workbench, recipe: Recipe, made: list[Candidate], memory: Remembered) -> Candidate:
     """Judge what has not been, the best first; return the best that passes."""
     passed = [bench.baseline]
     for candidate in sorted(made, key=lambda each: cost(each, recipe)):
@@ -73,7 +73,7 @@ def _chosen(bench: Workbench, recipe: Recipe, made: list[Candidate], memory: Rem
     return min(fit or passed[:1], key=lambda each: cost(each, recipe))
 
 
-def _made(bench: Workbench, recipe: Recipe, memory: Remembered | None) -> tuple[list[Candidate], list[str]]:
+def _made(bench: Workbench, recipe: Recipe, memory: Remembered) -> tuple[list[Candidate], list[str]]:
     """Make and time what there is to try; return that, and why the rest is not among it."""
     made, refused = list[Candidate](), list[str]()
     for start in recipe.starts:
@@ -90,14 +90,13 @@ def _made(bench: Workbench, recipe: Recipe, memory: Remembered | None) -> tuple[
     return made, refused
 
 
-def _timed(bench: Workbench, plan: Plan, machine: Target, memory: Remembered | None) -> Candidate:
+def _timed(bench: Workbench, plan: Plan, machine: Target, memory: Remembered) -> Candidate:
     candidate = bench.make(plan)
     if machine.over(candidate.size) > 1:
         raise GateError(f"{candidate.size:,} bytes; {machine} is allowed")
-    if memory is None or not memory.recall(candidate):
+    if not memory.recall(candidate):
         _measure(bench, candidate)
-        if memory is not None:
-            memory.keep(candidate)
+        memory.keep(candidate)
     return candidate
 
 
@@ -109,7 +108,7 @@ def _measure(bench: Workbench, candidate: Candidate) -> None:
         candidate.rest()
 
 
-def _judged(bench: Workbench, candidate: Candidate, memory: Remembered | None) -> bool:
+def _judged(bench: Workbench, candidate: Candidate, memory: Remembered) -> bool:
     """Whether it passes its gates; the first that fails ends it, and so does a row that it cannot take."""
     if not candidate.verdicts and not candidate.left_out:
         try:
@@ -118,16 +117,15 @@ def _judged(bench: Workbench, candidate: Candidate, memory: Remembered | None) -
             candidate.left_out = str(error).splitlines()[0]
         finally:
             candidate.rest()
-        if memory is not None:
-            memory.keep(candidate)
+        memory.keep(candidate)
     return not candidate.failed and not candidate.left_out
 
 
-def nearest(found: Found) -> list[str]:
+def nearest(found: Found, recipe: Recipe) -> list[str]:
     """Return what came nearest, where nothing could be published: the best first, each with what it lacks."""
     others = [each for each in found.candidates if each is not found.chosen]
     lacking = [(each, each.left_out or each.failed[0].message) for each in others if each.left_out or each.failed]
-    told = [f"{each.plan}: {why}" for each, why in sorted(lacking, key=lambda pair: -math.prod(pair[0].speedup))]
+    told = [f"{each.plan}: {why}" for each, why in sorted(lacking, key=lambda pair: cost(pair[0], recipe))]
     return [*told, *found.refused][:NEAREST]
 
 

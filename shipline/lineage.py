@@ -16,8 +16,8 @@ from shipline.store import redact
 
 _SECRET_KEY = re.compile(r"passw|secret|credential|(api|access|auth|private|secret)_?(key|token)", re.IGNORECASE)
 PACKAGES = (
-    "shipline", "torch", "numpy", "ray", "onnx", "onnxruntime", "onnxscript", "safetensors", "pillow", "tokenizers",
-    "transformers",
+    "shipline", "torch", "numpy", "ray", "onnx", "onnxruntime", "onnxscript", "openvino", "safetensors", "pillow",
+    "tokenizers", "transformers",
 )  # fmt: skip
 
 
@@ -50,7 +50,7 @@ def described(repository: Repository | None) -> dict[str, Any]:
     return {
         "git_commit": None if repository is None else repository.commit,
         "git_dirty": None if repository is None else repository.dirty,
-        "packages": _versions(),
+        "packages": package_versions(),
     }
 
 
@@ -88,7 +88,8 @@ def _is_secret(key: str, value: Any) -> bool:
     return isinstance(value, str) and _SECRET_KEY.search(key) is not None
 
 
-def _versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that decide what is trained and answered, of those that are installed."""
     versions = {}
     for package in PACKAGES:
         try:

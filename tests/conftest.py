@@ -26,7 +26,8 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / "torchinductor_tests"))
 # What searches remember must not come from, nor get to, those who work here.
-os.environ["SHIPLINE_CACHE_DIR"] = tempfile.mkdtemp(prefix="shipline-tests-cache-")
+_CACHE = tempfile.TemporaryDirectory(prefix="shipline-tests-cache-")  # gone when the interpreter ends
+os.environ["SHIPLINE_CACHE_DIR"] = _CACHE.name
 
 # A change is judged by the same examples each time. To look for others: pytest --hypothesis-profile=explore
 settings.register_profile("same", derandomize=True, deadline=None)

@@ -15,6 +15,7 @@ from shipline.errors import GateError
 from shipline.export.latency import batch_of
 from shipline.export.passes.base import Material, ModulePass, quiet
 from shipline.export.processor import cuts_sums
+from shipline.export.rows import in_batches
 
 with quiet():  # its import says which of its kernels this machine has not
     import torchao.quantization.pt2e.quantizer.x86_inductor_quantizer as x86
@@ -73,8 +74,8 @@ class Pt2eInt8(ModulePass):
         config = x86.get_default_x86_inductor_quantization_config(reduce_range=narrow)
         quantiser = x86.X86InductorQuantizer().set_global(config)
         prepared = prepare_pt2e(program.module(), quantiser)
-        for start in range(0, len(next(iter(inputs.values()))), CALIBRATION_BATCH):
-            prepared(**_batch({name: array[start : start + CALIBRATION_BATCH] for name, array in inputs.items()}))
+        for rows in in_batches(inputs, CALIBRATION_BATCH):
+            prepared(**_batch(rows))
         return convert_pt2e(prepared)
 
 

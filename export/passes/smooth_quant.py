@@ -16,6 +16,7 @@ from shipline.backends.base import Arrays
 from shipline.errors import ConfigError
 from shipline.export.passes.base import GraphPass, Material, quiet, refused
 from shipline.export.passes.uses import used
+from shipline.export.rows import in_batches
 
 CALIBRATION_BATCH = 32
 
@@ -133,11 +134,7 @@ def _loudness(model: onnx.ModelProto, places: dict[str, list[onnx.NodeProto]], r
     options.log_severity_level = 3
     with quiet():
         session = onnxruntime.InferenceSession(probe.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    count = len(next(iter(rows.values())))
-    found = [
-        session.run(None, {name: array[start : start + CALIBRATION_BATCH] for name, array in rows.items()})
-        for start in range(0, count, CALIBRATION_BATCH)
-    ]
+    found = [session.run(None, batch) for batch in in_batches(rows, CALIBRATION_BATCH)]
     return {name: np.max(each, axis=0) for name, each in zip(places, zip(*found, strict=True), strict=True)}
 
 

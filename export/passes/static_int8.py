@@ -14,6 +14,7 @@ from shipline.errors import ConfigError
 from shipline.export.passes.base import GraphPass, Material
 from shipline.export.passes.quantiser import quantised
 from shipline.export.processor import cuts_sums
+from shipline.export.rows import in_batches
 
 CALIBRATION_BATCH = 8  # a graph that is measured keeps much more in memory than one that answers
 
@@ -28,9 +29,7 @@ class _Reader(CalibrationDataReader):  # type: ignore[misc]
     """Gives onnxruntime the calibration rows, in batches."""
 
     def __init__(self, rows: Arrays) -> None:
-        count = len(next(iter(rows.values())))
-        starts = range(0, count, CALIBRATION_BATCH)
-        self._batches = iter([{name: array[i : i + CALIBRATION_BATCH] for name, array in rows.items()} for i in starts])
+        self._batches = in_batches(rows, CALIBRATION_BATCH)
 
     def get_next(self) -> dict[str, np.ndarray] | None:
         return next(self._batches, None)

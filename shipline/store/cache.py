@@ -20,6 +20,12 @@ CHUNK = 16 << 20
 DEFAULT_LIMIT = 20 << 30
 
 
+def cache_root() -> Path:
+    """Return SHIPLINE_CACHE_DIR, or the user's cache directory; what else is remembered there has directories below."""
+    root = os.environ.get("SHIPLINE_CACHE_DIR")
+    return Path(root) if root else user_cache_path("shipline")
+
+
 class Cache:
     """A directory of files named by their sha256, at most `limit` bytes of them; the least recently used go first."""
 
@@ -30,11 +36,10 @@ class Cache:
     @classmethod
     def default(cls) -> Cache:
         """Return the cache in SHIPLINE_CACHE_DIR, or the user's cache directory, of SHIPLINE_CACHE_BYTES."""
-        root = os.environ.get("SHIPLINE_CACHE_DIR")
         limit = os.environ.get("SHIPLINE_CACHE_BYTES", str(DEFAULT_LIMIT))
         if not limit.isdecimal():
             raise ConfigError(f"SHIPLINE_CACHE_BYTES is {limit!r}; set a number of bytes.")
-        return cls(Path(root) if root else user_cache_path("shipline"), int(limit))
+        return cls(cache_root(), int(limit))
 
     def read(self, store: Store, entry: FileEntry) -> bytes:
         """Return the file's bytes, checked; fetch them from `store` unless they are here.
@@ -96,7 +101,7 @@ class Cache:
         blobs = []
         for path in self._root.iterdir():
             with contextlib.suppress(OSError):
-                if path.suffix != ".lock" and path.name != keep:
+                if path.suffix != ".lock" and path.name != keep and path.is_file():
                     blobs.append((path.stat().st_mtime, path.stat().st_size, path))
         with contextlib.suppress(OSError):
             used = (self._root / keep).stat().st_size + sum(size for _, size, _ in blobs)

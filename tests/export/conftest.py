@@ -14,13 +14,28 @@ from small_modules import Cells, CellTable, Digits, Tiny, fit
 import shipline as sl
 from shipline.artifact import Artifact, open_model
 from shipline.compose import evaluator
-from shipline.export import Source, exporter
+from shipline.export import Source, exporter, workbench
+from shipline.export.plan import SEARCHED
 from shipline.export.proof import Proof, prove
+from shipline.export.trained import Trained, look_at
 from shipline.train import Run
 from shipline.train.seed import isolate_rng
 
 # How fast a model this small is on a busy machine decides no test, nor how int8 rounds.
 LAX: dict[str, Any] = {"min_speedup": 0.0, "max_metric_drop": 0.05}
+
+
+@pytest.fixture
+def quick_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Search what is made and tried in a moment; a compiler takes its time, and so does a process for each file."""
+    monkeypatch.delitem(SEARCHED, "aotinductor")
+    monkeypatch.setattr(workbench, "survive", lambda *_: None)
+
+
+@pytest.fixture(scope="session")
+def looked_at(source: Source) -> Trained:
+    """What is known of the trained digits."""
+    return look_at(source, sl.Recipe(precision="auto"))
 
 
 @contextlib.contextmanager

@@ -13,24 +13,12 @@ import shipline as sl
 from shipline.errors import GateError
 from shipline.export import Source, remembered, search, workbench
 from shipline.export.latency import Latency
-from shipline.export.plan import SEARCHED
 from shipline.export.trained import Trained, look_at
 from shipline.export.workbench import Workbench
 
 BEST, SECOND = "int8 on openvino", "float32 on openvino"
 
-
-@pytest.fixture(autouse=True)
-def without_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Search what is made and tried in a moment."""
-    monkeypatch.delitem(SEARCHED, "aotinductor")
-    monkeypatch.setattr(workbench, "survive", lambda *_: None)
-
-
-@pytest.fixture(scope="module")
-def looked_at(source: Source) -> Trained:
-    """What is known of the trained digits."""
-    return look_at(source, sl.Recipe(precision="auto"))
+pytestmark = pytest.mark.usefixtures("quick_search")
 
 
 class Clock:

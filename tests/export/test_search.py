@@ -26,22 +26,11 @@ from shipline.export.passes.static_int8 import StaticInt8
 from shipline.export.plan import BASELINE, SEARCHED, Plan, searched
 from shipline.export.recipe import Recipe
 from shipline.export.target import Target
-from shipline.export.trained import Trained, look_at
+from shipline.export.trained import Trained
 from shipline.export.workbench import Workbench
 from shipline.train import Run
 
-
-@pytest.fixture(autouse=True)
-def without_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Search what is made and tried in a moment; a compiler takes its time, and so does a process for each file."""
-    monkeypatch.delitem(SEARCHED, "aotinductor")
-    monkeypatch.setattr(workbench, "survive", lambda *_: None)
-
-
-@pytest.fixture(scope="module")
-def looked_at(source: Source) -> Trained:
-    """What is known of the trained digits."""
-    return look_at(source, sl.Recipe(precision="auto"))
+pytestmark = pytest.mark.usefixtures("quick_search")
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import Self
 import uvicorn
 
 from shipline.errors import ConfigError, ServingError, ShiplineError
-from shipline.serve.app import Application
+from shipline.serve.http.app import Application
 from shipline.serve.trust import Trust
 from shipline.store import redact
 

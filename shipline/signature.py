@@ -10,8 +10,9 @@ from pydantic import BaseModel, ConfigDict, field_validator
 from shipline.errors import SignatureError
 
 DYNAMIC = -1
+BYTES = "object"  # numpy's name for arrays of anything; here of bytes, each of any length
 
-# numpy name -> name in the Open Inference Protocol v2
+# numpy name -> name in the Open Inference Protocol v2; numbers, which is what a module takes
 OIP_DATATYPES = {
     "bool": "BOOL",
     "uint8": "UINT8",
@@ -26,6 +27,7 @@ OIP_DATATYPES = {
     "float32": "FP32",
     "float64": "FP64",
 }
+DATATYPES = OIP_DATATYPES | {BYTES: "BYTES"}  # what graphs from elsewhere may take and give besides
 
 
 class TensorSpec(BaseModel):
@@ -40,8 +42,8 @@ class TensorSpec(BaseModel):
     @field_validator("dtype")
     @classmethod
     def _known_dtype(cls, dtype: str) -> str:
-        if dtype not in OIP_DATATYPES:
-            raise ValueError(f"dtype {dtype!r} is none of {', '.join(OIP_DATATYPES)}")
+        if dtype not in DATATYPES:
+            raise ValueError(f"dtype {dtype!r} is none of {', '.join(DATATYPES)}")
         return dtype
 
     @field_validator("shape")
@@ -56,7 +58,7 @@ class TensorSpec(BaseModel):
     @property
     def datatype(self) -> str:
         """The dtype under its Open Inference Protocol name."""
-        return OIP_DATATYPES[self.dtype]
+        return DATATYPES[self.dtype]
 
     def matches(self, shape: tuple[int, ...]) -> bool:
         """Whether an array of this shape (with its batch dimension) fits."""

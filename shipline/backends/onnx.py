@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Self
 
+import numpy as np
 import onnxruntime
 
 from shipline.artifact import ServingSettings
 from shipline.backends.base import Arrays, Backend
 from shipline.backends.cores import cores
+from shipline.errors import InputError
 
 
 class OnnxBackend(Backend):
@@ -17,6 +19,7 @@ class OnnxBackend(Backend):
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self._session = session
         self._names = [output.name for output in session.get_outputs()]
+        self._texts = [value.name for value in session.get_inputs() if value.type == "tensor(string)"]
 
     @classmethod
     def load(cls, model: bytes, settings: ServingSettings) -> Self:
@@ -28,5 +31,17 @@ class OnnxBackend(Backend):
         return cls(onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"]))
 
     def run(self, inputs: Arrays) -> Arrays:
-        """Return the outputs by name."""
+        """Return the outputs by name; text as Python's."""
+        if self._texts:
+            inputs = inputs | {name: _decoded(name, inputs[name]) for name in self._texts}
         return dict(zip(self._names, self._session.run(self._names, inputs), strict=True))
+
+
+def _decoded(name: str, array: np.ndarray) -> np.ndarray:
+    """Return bytes as text, which is what onnxruntime's strings are; InputError where they are none."""
+    texts = np.empty(array.shape, object)
+    try:
+        texts.ravel()[:] = [value.decode() if isinstance(value, bytes) else value for value in array.ravel()]
+    except UnicodeDecodeError:
+        raise InputError(f"{name!r} holds bytes that are no UTF-8, and this model takes text.") from None
+    return texts

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any
 
-from shipline.serve.app import Application
+from shipline.serve.http.app import Application
 from shipline.serve.server import GRACE_S
 from shipline.store import redact
 

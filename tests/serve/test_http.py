@@ -30,7 +30,7 @@ def test_health(url: str) -> None:
 
 @pytest.mark.parametrize("path", ["/v2", "/v2/"])
 def test_server_metadata(url: str, path: str) -> None:
-    assert get(url, path) == {"name": "shipline", "version": shipline.__version__, "extensions": []}
+    assert get(url, path) == {"name": "shipline", "version": shipline.__version__, "extensions": ["binary_tensor_data"]}
 
 
 @pytest.mark.parametrize("path", ["/v2/models/masked", "/v2/models/masked/versions/1"])
@@ -178,11 +178,11 @@ def test_a_picture_is_not_taken_as_json_nor_the_other_way_round(url: str) -> Non
         check_error(web.post(url + path, content=b"", headers={"content-type": "image/png"}), 415, "application/json")
 
 
-@pytest.mark.parametrize("encoding", ["gzip", "GZIP", "deflate", "br", "zstd", "gzip, gzip", "identity, gzip", "x", ""])
+@pytest.mark.parametrize("encoding", ["br", "zstd", "gzip, gzip", "identity, gzip", "x"])
 @pytest.mark.parametrize("path", ["/v2/models/linear/infer", "/models/picture/predict"])
-def test_an_encoded_body_is_415(url: str, path: str, encoding: str) -> None:
+def test_an_unknown_encoding_is_415(url: str, path: str, encoding: str) -> None:
     answer = web.post(url + path, content=b"\x1f\x8b" * 50, headers={"content-encoding": encoding})
-    check_error(answer, 415, "without a Content-Encoding")
+    check_error(answer, 415, "packed once by gzip or deflate")
     check_works(url)
 
 

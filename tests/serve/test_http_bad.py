@@ -31,7 +31,7 @@ from serving import (
 )
 
 from shipline.processing import DecodeImage, Grayscale, Layout, Normalize, Processing
-from shipline.serve import endpoints
+from shipline.serve.http import body as bodies
 from shipline.serve.server import BackgroundServer
 from shipline.store.store import LocalStore
 
@@ -155,7 +155,7 @@ def test_a_row_that_makes_the_model_raise_is_500_and_says_nothing_of_it(
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the limit on bodies small."""
-    monkeypatch.setattr(endpoints, "MAX_BODY_BYTES", LIMIT)
+    monkeypatch.setattr(bodies, "MAX_BODY_BYTES", LIMIT)
 
 
 def chunked(path: str, *sizes: int) -> Iterator[bytes]:
@@ -233,7 +233,8 @@ def test_a_connection_is_used_on_after_every_error(url: str) -> None:
         for request, status in (
             (post(INFER, b"no json"), 400),
             (post(INFER, b"x" * 100_000, "Content-Type: text/plain"), 415),
-            (post(INFER, b"x" * 100_000, "Content-Encoding: gzip"), 415),
+            (post(INFER, b"x" * 100_000, "Content-Encoding: br"), 415),
+            (post(INFER, b"x" * 100_000, "Content-Encoding: gzip"), 400),
             (post("/v2/models/nobody/infer", b"x" * 100_000), 404),
             (post("/v2/models/linear", b"x" * 100_000), 405),
             (post(INFER, x()), 200),

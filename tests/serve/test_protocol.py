@@ -15,7 +15,7 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as arrays
 
 from shipline.serve.errors import RequestError
-from shipline.serve.protocol import MAX_DEPTH, InferRequest, infer_response, parse_infer, parse_json, predict_response
+from shipline.serve.http.infer import MAX_DEPTH, InferRequest, infer_response, parse_infer, parse_json, predict_response
 from shipline.signature import OIP_DATATYPES, Signature, TensorSpec
 
 GRAPHS = {"linear": artifacts.linear(), "masked": artifacts.masked(), "total": artifacts.total()}
@@ -94,8 +94,7 @@ def test_without_an_id_none_comes_back() -> None:
 
 
 def test_parameters_that_change_nothing_are_let_through() -> None:
-    """Clients send some that only matter where tensors are binary."""
-    parameters = {"binary_data_output": True, "priority": 1, "timeout": 10**9, "note": "x", "none": None}
+    parameters = {"priority": 1, "timeout": 10**9, "note": "x", "none": None}
     found = parse_infer(request(GOOD_X | {"parameters": {"a": 1.5}}, parameters=parameters), LINEAR)
     assert found.rows == 2
 
@@ -200,7 +199,7 @@ def test_an_array_survives_the_way_out(dtype: str, data: st.DataObject) -> None:
     view = data.draw(st.sampled_from([array, np.asfortranarray(array), np.repeat(array, 2, axis=-1)[..., ::2]]))
     spec = signature(dtype, *array.shape[1:])
     request = InferRequest(None, {}, len(array), ["y"])
-    document = strictly(infer_response("m", "1", request, {"y": view}, spec))
+    document = strictly(infer_response("m", "1", request, {"y": view}, spec)[0])
     (tensor,) = document["outputs"]
     assert (tensor["name"], tensor["shape"], tensor["datatype"]) == ("y", list(array.shape), OIP_DATATYPES[dtype])
     if np.dtype(dtype).kind == "f":
@@ -215,7 +214,7 @@ def test_an_array_survives_the_way_out(dtype: str, data: st.DataObject) -> None:
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_what_json_cannot_hold_is_null(dtype: str) -> None:
     outputs = {"y": np.array([np.nan, np.inf, -np.inf, 1.5], dtype)}
-    text = infer_response("m", "1", InferRequest(None, {}, 4, ["y"]), outputs, signature(dtype))
+    text, _ = infer_response("m", "1", InferRequest(None, {}, 4, ["y"]), outputs, signature(dtype))
     assert strictly(text)["outputs"][0]["data"] == [None, None, None, 1.5]
 
 
@@ -230,7 +229,7 @@ def test_the_response_names_model_and_version_and_holds_the_chosen_outputs_in_th
     ):
         chosen = [{"name": name} for name in names]
         found = parse_infer(request(GOOD_IDS, GOOD_KEEP, id="7", outputs=chosen), MASKED)
-        document = strictly(infer_response("m", "12", found, outputs, MASKED))
+        document = strictly(infer_response("m", "12", found, outputs, MASKED)[0])
         assert document == {"model_name": "m", "model_version": "12", "id": "7", "outputs": expected}
 
 
@@ -247,7 +246,7 @@ def test_the_response_to_a_raw_input_is_an_object(answer: Any, fields: dict[str,
 
 
 def answered(found: InferRequest, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
-    return strictly(infer_response("m", "1", found, outputs, LINEAR))
+    return strictly(infer_response("m", "1", found, outputs, LINEAR)[0])
 
 
 def strictly(text: bytes) -> Any:

@@ -1,4 +1,4 @@
-"""Triton's own client, unmodified, in JSON mode."""
+"""Triton's own client for HTTP, unmodified: tensors in JSON, and as bytes, which is what it sends by default."""
 
 from __future__ import annotations
 
@@ -33,7 +33,11 @@ def test_server_and_models_are_ready(found: dict[str, Any]) -> None:
 
 
 def test_metadata(found: dict[str, Any]) -> None:
-    assert found["server"] == {"name": "shipline", "version": shipline.__version__, "extensions": []}
+    assert found["server"] == {
+        "name": "shipline",
+        "version": shipline.__version__,
+        "extensions": ["binary_tensor_data"],
+    }
     assert (found["model"]["name"], found["model"]["versions"]) == ("masked", ["1"])
     assert [spec["datatype"] for spec in found["model"]["inputs"]] == ["INT64", "BOOL"]
     assert found["version"]["outputs"] == [{"name": "logits", "datatype": "FP32", "shape": [-1, 10]}]
@@ -71,9 +75,6 @@ def test_errors_carry_our_message(found: dict[str, Any], case: str, status: str,
     assert found[case] == [status, message]
 
 
-def test_binary_tensors_are_refused_clearly(found: dict[str, Any]) -> None:
-    """They are what the client sends unless told otherwise."""
-    assert found["binary"] == [
-        "415",
-        "Tensors are taken as JSON here, not as binary data: send them with binary_data=False.",
-    ]
+@pytest.mark.parametrize("form", ["binary", "binary output", "binary in, JSON out", "gzip", "deflate"])
+def test_tensors_in_their_binary_form_and_packed(found: dict[str, Any], form: str) -> None:
+    np.testing.assert_allclose(found[form], GRAPHS["linear"].function({"x": X})["y"], rtol=1e-5)

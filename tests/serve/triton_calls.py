@@ -14,6 +14,13 @@ import tritonclient.http as triton
 from tritonclient.utils import InferenceServerException
 
 X = np.array([[1, 2, 3, 4], [0.5, -1, 0, 2]], np.float32)
+BINARY: dict[str, dict[str, Any]] = {
+    "binary": {},
+    "binary output": {"outputs": [triton.InferRequestedOutput("y")]},
+    "binary in, JSON out": {"outputs": [triton.InferRequestedOutput("y", binary_data=False)]},
+    "gzip": {"request_compression_algorithm": "gzip", "response_compression_algorithm": "gzip"},
+    "deflate": {"request_compression_algorithm": "deflate", "response_compression_algorithm": "deflate"},
+}
 IDS, KEEP = np.array([[1, 2, 3]]), np.array([[True, False, True]])
 
 
@@ -67,14 +74,15 @@ def asked(client: triton.InferenceServerClient) -> dict[str, Any]:
         "wrong model": refused(client.infer, "nobody", [x]),
         "wrong version": refused(client.infer, "linear", [x], model_version="7"),
         "poison": refused(client.infer, "lookup", [tensor("index", np.array([99]), "INT64")]),
-        "binary": refused(client.infer, "linear", [binary()]),
+        **{name: binary(client, options) for name, options in BINARY.items()},
     }
 
 
-def binary() -> triton.InferInput:
-    found = triton.InferInput("x", list(X.shape), "FP32")
-    found.set_data_from_numpy(X, binary_data=True)
-    return found
+def binary(client: triton.InferenceServerClient, options: dict[str, Any]) -> Any:
+    """What comes back for tensors sent, and asked for, as the client does unless told otherwise."""
+    x = triton.InferInput("x", list(X.shape), "FP32")
+    x.set_data_from_numpy(X)
+    return client.infer("linear", [x], **options).as_numpy("y").tolist()
 
 
 if __name__ == "__main__":

@@ -149,7 +149,9 @@ BAD: list[Bad] = [
     Bad("an extra input", request(GOOD_X, GOOD_IDS), "Unknown input 'ids'; known: x"),
     Bad("a missing input", request(GOOD_IDS), "Missing input 'keep' \\(BOOL", "masked"),
     Bad("an input's parameters", x(parameters=[1]), "parameters of input 'x' must be an object"),
-    Bad("binary data", x(parameters={"binary_data_size": 16}), "input 'x' has the parameter 'binary_data_size'"),
+    Bad("data in both forms", x(parameters={"binary_data_size": 16}), "both 'data' and binary_data_size"),
+    Bad("binary data that is not there", x(data=None, parameters={"binary_data_size": 32}), "and 0 bytes are left"),
+    Bad("classes", request(GOOD_X, outputs=[{"name": "y", "parameters": {"classification": 2}}]), "'classification'"),
     Bad("shared memory", x(parameters={"shared_memory_region": "r"}), "has the parameter 'shared_memory_region'"),
     # Datatypes.
     *(

@@ -7,31 +7,30 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
 
-from shipline.serve.errors import RequestError
+from shipline.serve.errors import RequestError, bad
+from shipline.serve.http import body as bodies
+from shipline.serve.http.body import BINARY, JSON, RawHeaders, Receive, Scope, Send, read_body, respond
+from shipline.serve.http.infer import infer_response, parse_infer, parse_json, predict_response
 from shipline.serve.model import ServedModel
-from shipline.serve.protocol import infer_response, parse_infer, parse_json, predict_response
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 Endpoint = Callable[[Scope, Receive, Send], Awaitable[None]]
+Headers = dict[bytes, bytes]
+Answer = tuple[bytes, RawHeaders]
 
 logger = logging.getLogger(__name__)
 
-MAX_BODY_BYTES = 64 << 20
 # Bodies from this size on are parsed in a thread: others are answered meanwhile.
 OFF_LOOP_BYTES = 256 << 10
 # A compressed file is up to a thousand times larger once it is decoded.
 OFF_LOOP_FILE_BYTES = 8 << 10
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-_JSON = (b"content-type", b"application/json")
+_JSON_LENGTH = b"inference-header-content-length"
 
 
 class _PredictionEndpoint:
@@ -45,17 +44,20 @@ class _PredictionEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         status, headers = 200, {name: value for name, value in scope["headers"]}  # noqa: C416 -- the last of equals counts
         began = time.perf_counter()
-        extra: list[tuple[bytes, bytes]] = []
-        if b"x-request-id" in headers:
-            extra.append((b"x-request-id", request_id(headers).encode()))
         try:
             if scope["method"] != "POST":
                 raise RequestError(405, "Use POST.", {"allow": "POST"})
-            _check_encoding(headers)
-            self.check_type(_media_type(headers))
+            encoding = bodies.encoding(headers)
+            self.check_type(_media_type(headers), headers)
             body = await read_body(headers, receive)
             began = time.perf_counter()
-            answer = await self.answer(body)
+            if encoding is not None:
+                body = await _off_loop(len(body), OFF_LOOP_FILE_BYTES, bodies.unpacked, body, encoding)
+            answer, extra = await self.answer(body, headers)
+            if b"accept-encoding" in headers:
+                answer, extra = await _packed(answer, extra, headers)
+            if b"x-request-id" in headers:
+                extra = [*extra, (b"x-request-id", request_id(headers).encode())]
         except RequestError as error:
             status = error.status
             answer, extra = error_answer(error, request_id(headers))
@@ -67,30 +69,37 @@ class _PredictionEndpoint:
         self._model.metrics.answered(self.name, status, time.perf_counter() - began)
         await respond(send, status, answer, extra)
 
-    def check_type(self, media_type: bytes | None) -> None:
+    def check_type(self, media_type: bytes | None, headers: Headers) -> None:
         """Raise RequestError 415 unless bodies of this media type are taken; None where the client named none."""
         if media_type not in (None, b"application/json"):
             raise RequestError(415, "Send application/json.")
 
-    async def answer(self, body: bytes) -> bytes:
-        """Return the answer's body."""
+    async def answer(self, body: bytes, headers: Headers) -> Answer:
+        """Return the answer's body and headers."""
         raise NotImplementedError
 
 
 class InferEndpoint(_PredictionEndpoint):
-    """POST v2/models/{name}/infer: tensors in, tensors out, in the Open Inference Protocol's JSON."""
+    """POST v2/models/{name}/infer: tensors in, tensors out, in the Open Inference Protocol's JSON and binary form."""
 
     name = "infer"
 
-    async def answer(self, body: bytes) -> bytes:
+    def check_type(self, media_type: bytes | None, headers: Headers) -> None:
+        """Tensors behind the JSON make the whole something else than JSON."""
+        if media_type != b"application/octet-stream" or _JSON_LENGTH not in headers:
+            super().check_type(media_type, headers)
+
+    async def answer(self, body: bytes, headers: Headers) -> Answer:
         """Return the outputs for the tensors in the body."""
         manifest = self._model.manifest
-        if len(body) < OFF_LOOP_BYTES:
-            request = parse_infer(body, manifest.signature)
-        else:
-            request = await asyncio.to_thread(parse_infer, body, manifest.signature)
+        length = _json_length(headers)
+        size = len(body) if length is None else length  # the bytes behind it are taken as they lie
+        request = await _off_loop(size, OFF_LOOP_BYTES, parse_infer, body, manifest.signature, length)
         outputs = await self._model.infer(request.inputs, request.rows)
-        return infer_response(manifest.name, manifest.version, request, outputs, manifest.signature)
+        answer, length = infer_response(manifest.name, manifest.version, request, outputs, manifest.signature)
+        if length is None:
+            return answer, [JSON]
+        return answer, [BINARY, (_JSON_LENGTH, str(length).encode())]
 
 
 class PredictEndpoint(_PredictionEndpoint):
@@ -98,11 +107,11 @@ class PredictEndpoint(_PredictionEndpoint):
 
     name = "predict"
 
-    def check_type(self, media_type: bytes | None) -> None:
+    def check_type(self, media_type: bytes | None, headers: Headers) -> None:
         """Files are taken as what they are, rows as JSON."""
         processing = self._model.processing
         if processing is None or not processing.takes_bytes:
-            super().check_type(media_type)
+            super().check_type(media_type, headers)
         elif (
             media_type is not None
             and not media_type.startswith(b"image/")
@@ -110,72 +119,54 @@ class PredictEndpoint(_PredictionEndpoint):
         ):
             raise RequestError(415, "Send the bytes of an image file, as image/png for example.")
 
-    async def answer(self, body: bytes) -> bytes:
+    async def answer(self, body: bytes, headers: Headers) -> Answer:
         """Return the answer to the raw input in the body."""
         processing = self._model.processing
         limit = OFF_LOOP_FILE_BYTES if processing is not None and processing.takes_bytes else OFF_LOOP_BYTES
-        if len(body) < limit:
-            inputs = self._prepare(body)
-        else:
-            inputs = await asyncio.to_thread(self._prepare, body)
+        inputs = await _off_loop(len(body), limit, self._prepare, body)
         answer = self._model.answer(await self._model.infer(inputs, 1))
-        return orjson.dumps(predict_response(self._model.name, self._model.version, answer))
+        return orjson.dumps(predict_response(self._model.name, self._model.version, answer)), [JSON]
 
     def _prepare(self, body: bytes) -> dict[str, Any]:
         processing = self._model.processing
         return self._model.prepare(body if processing is not None and processing.takes_bytes else parse_json(body))
 
 
-async def read_body(headers: dict[bytes, bytes], receive: Receive) -> bytes:
-    """Return the body; RequestError 413 as soon as it is known to be too large."""
-    length = headers.get(b"content-length")
-    if length is not None and (not length.isdigit() or int(length) > MAX_BODY_BYTES):
-        raise _too_large()
-    chunks: list[bytes] = []
-    total, more = 0, True
-    while more:
-        message = await receive()
-        chunks.append(message.get("body", b""))
-        total += len(chunks[-1])
-        if total > MAX_BODY_BYTES:
-            raise _too_large()
-        more = message.get("more_body", False)
-    if message["type"] == "http.disconnect":
-        raise RequestError(400, "The body ended early.")
-    return b"".join(chunks)  # of one chunk: that chunk itself
-
-
-async def respond(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
-    """Send a JSON answer."""
-    length = (b"content-length", str(len(body)).encode())
-    await send({"type": "http.response.start", "status": status, "headers": [_JSON, length, *headers]})
-    await send({"type": "http.response.body", "body": body})
-
-
-def error_answer(error: RequestError, identity: str) -> tuple[bytes, list[tuple[bytes, bytes]]]:
+def error_answer(error: RequestError, identity: str) -> Answer:
     """Return body and headers of an error, in the one shape that all errors have."""
-    headers = [(b"x-request-id", identity.encode())]
+    headers = [JSON, (b"x-request-id", identity.encode())]
     headers += [(name.encode(), value.encode()) for name, value in error.headers.items()]
     return orjson.dumps({"error": error.message, "id": identity}), headers
 
 
-def request_id(headers: dict[bytes, bytes]) -> str:
+def request_id(headers: Headers) -> str:
     """Return the client's request id where it is a plain one, else one of our own."""
     given = headers.get(b"x-request-id", b"")
     return given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
-def _check_encoding(headers: dict[bytes, bytes]) -> None:
-    if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
-        raise RequestError(415, "Send the body without a Content-Encoding.")
-    if b"inference-header-content-length" in headers:  # what Triton's clients send by default
-        raise RequestError(415, "Tensors are taken as JSON here, not as binary data: send them with binary_data=False.")
+async def _off_loop(size: int, limit: int, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call the function; in a thread where `size` is not below `limit`."""
+    return function(*arguments) if size < limit else await asyncio.to_thread(function, *arguments)
 
 
-def _media_type(headers: dict[bytes, bytes]) -> bytes | None:
+async def _packed(answer: bytes, headers: RawHeaders, asked: Headers) -> Answer:
+    by = bodies.likes(asked)
+    if by is None or len(answer) < bodies.WORTH_PACKING_BYTES:
+        return answer, headers
+    small = await _off_loop(len(answer), OFF_LOOP_BYTES, bodies.packed, answer, by)
+    return small, [*headers, (b"content-encoding", by), (b"vary", b"accept-encoding")]
+
+
+def _json_length(headers: Headers) -> int | None:
+    given = headers.get(_JSON_LENGTH)
+    if given is None:
+        return None
+    if not given.isdigit() or len(given) > 12:
+        raise bad("Inference-Header-Content-Length must be a whole number: the bytes of the JSON.")
+    return int(given)
+
+
+def _media_type(headers: Headers) -> bytes | None:
     given = headers.get(b"content-type")
     return None if given is None else given.partition(b";")[0].strip().lower()
-
-
-def _too_large() -> RequestError:
-    return RequestError(413, f"The body is larger than {MAX_BODY_BYTES} bytes.", {"connection": "close"})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fastapi.openapi.utils import get_openapi
 
 from shipline.backends.base import Arrays
-from shipline.serve.protocol import predict_response
+from shipline.serve.http.infer import predict_response
 from shipline.signature import TensorSpec
 
 if TYPE_CHECKING:

@@ -15,26 +15,18 @@ from starlette.exceptions import HTTPException
 
 import shipline
 from shipline.errors import ShiplineError
-from shipline.serve.endpoints import (
-    Endpoint,
-    InferEndpoint,
-    PredictEndpoint,
-    Receive,
-    Scope,
-    Send,
-    error_answer,
-    request_id,
-)
 from shipline.serve.errors import RequestError
+from shipline.serve.http.body import Receive, Scope, Send
+from shipline.serve.http.endpoints import Endpoint, InferEndpoint, PredictEndpoint, error_answer, request_id
+from shipline.serve.http.openapi import describe
 from shipline.serve.metrics import CONTENT_TYPE, Metrics
 from shipline.serve.model import ServedModel
-from shipline.serve.openapi import describe
 from shipline.serve.repository import Repository
 from shipline.serve.trust import Trust
 
 logger = logging.getLogger(__name__)
 
-EXTENSIONS: list[str] = []
+EXTENSIONS = ["binary_tensor_data"]
 
 
 class Application(FastAPI):
@@ -180,7 +172,7 @@ async def _no_such_model(request: Request, name: str, version: str | None = None
 
 def _answer(request: Request, error: RequestError) -> Response:
     body, headers = error_answer(error, request_id(dict(request.scope["headers"])))
-    response = Response(body, error.status, media_type="application/json")
+    response = Response(body, error.status)
     response.raw_headers.extend(headers)
     return response
 

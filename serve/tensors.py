@@ -1,0 +1,103 @@
+"""Tensors as clients send them, whatever the protocol: shapes checked, raw bytes to arrays and back.
+
+Raw bytes are the Open Inference Protocol's binary form: row-major, little-endian, without padding; of BYTES, each
+element behind its length in four bytes. https://github.com/kserve/open-inference-protocol
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import sys
+from typing import Any
+
+import numpy as np
+
+from shipline.backends.base import Arrays
+from shipline.serve.errors import bad
+from shipline.signature import BYTES, TensorSpec
+
+_WHOLE = frozenset({int})
+_LENGTH = struct.Struct("<I")
+
+if sys.byteorder != "little":  # what is sent is, and arrays are taken as they lie in memory
+    raise ImportError("Shipline serves on little-endian machines only.")
+
+
+def check_shape(shape: Any, spec: TensorSpec) -> tuple[int, ...]:
+    """Return the shape; RequestError 400 unless it is one of whole numbers from 1 that the model takes."""
+    if type(shape) is not list or not set(map(type, shape)) <= _WHOLE or any(size < 1 for size in shape):
+        raise bad(f"Input {spec.name!r} must have a shape of whole numbers from 1; got {short(shape)}.")
+    if not spec.matches(tuple(shape)):
+        raise bad(f"Input {spec.name!r} must have shape {list(spec.shape)}; got {short(shape)}.")
+    return tuple(shape)
+
+
+def from_raw(data: bytes | memoryview, shape: tuple[int, ...], spec: TensorSpec) -> np.ndarray:
+    """Return the array in `data`, without a copy where it lies as processors read it; RequestError 400 if it is none.
+
+    NaN and infinities are taken: only JSON cannot hold them.
+    """
+    if spec.dtype == BYTES:
+        return _from_raw_bytes(data, shape, spec)
+    dtype, count = np.dtype(spec.dtype), math.prod(shape)
+    if len(data) != count * dtype.itemsize:
+        raise bad(
+            f"Input {spec.name!r} has {len(data)} bytes for shape {list(shape)} of {spec.datatype}, which takes "
+            f"{count * dtype.itemsize}."
+        )
+    if dtype.kind == "b" and np.frombuffer(data, np.uint8).max() > 1:
+        raise bad(f"Input {spec.name!r} is BOOL; got a byte other than 0 and 1.")
+    array = np.frombuffer(data, dtype).reshape(shape)
+    return array if array.flags.aligned else array.copy()
+
+
+def to_raw(array: np.ndarray) -> bytes | memoryview:
+    """Return the array's bytes, without a copy where it lies in one piece."""
+    if array.dtype == np.object_:
+        elements = map(_encoded, array.ravel())
+        return b"".join(part for element in elements for part in (_LENGTH.pack(len(element)), element))
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def common_rows(inputs: Arrays) -> int:
+    """Return how many rows the inputs have; RequestError 400 unless all have as many."""
+    rows: set[int] = {array.shape[0] for array in inputs.values()}
+    if len(rows) > 1:
+        sizes = {name: array.shape[0] for name, array in inputs.items()}
+        raise bad(f"All inputs must have the same number of rows; got {sizes}.")
+    return rows.pop()
+
+
+def short(value: Any) -> str:
+    """Return a value as it may stand in a message: not long, and without control characters."""
+    if isinstance(value, dict) or (isinstance(value, list) and len(value) > 16):
+        return kind(value)
+    return repr(value)[:80]
+
+
+def kind(value: Any) -> str:
+    """Return what sort of JSON value this is."""
+    kinds = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "nothing"}
+    return kinds.get(type(value), "a number")
+
+
+def _from_raw_bytes(data: bytes | memoryview, shape: tuple[int, ...], spec: TensorSpec) -> np.ndarray:
+    """Return the elements, each behind its length; their number is known before any memory is taken for them."""
+    count, at = math.prod(shape), 0
+    if len(data) < count * _LENGTH.size:
+        raise bad(f"Input {spec.name!r} has {len(data)} bytes for {count} elements, each behind four of its length.")
+    found = np.empty(count, object)
+    for number in range(count):
+        start = at + _LENGTH.size
+        end = start + _LENGTH.unpack_from(data, at)[0] if start <= len(data) else start
+        if end > len(data):
+            raise bad(f"Input {spec.name!r} ends within element {number} of {count}.")
+        found[number], at = bytes(data[start:end]), end
+    if at != len(data):
+        raise bad(f"Input {spec.name!r} has {len(data) - at} bytes behind its {count} elements.")
+    return found.reshape(shape)
+
+
+def _encoded(element: Any) -> bytes:
+    return element if isinstance(element, bytes) else str(element).encode()

@@ -1,4 +1,4 @@
-"""Greedy batching: a free thread takes at once what is queued, up to a batch; nobody waits for a timer.
+"""Greedy batching: a free backend takes at once what waits, up to a batch; nobody waits for a timer.
 
 A batch that fails is halved until the one request that is at fault stands alone, so innocent ones get their answers. A
 caller that went away is left out, or its rows are thrown away; its batch-mates do not notice.
@@ -7,30 +7,34 @@ caller that went away is left out, or its rows are thrown away; its batch-mates 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 
 from shipline.backends.base import Arrays
-from shipline.serve.errors import overloaded
+from shipline.serve.errors import RequestError, overloaded
+from shipline.serve.jobs import Job, Terms, Waiting, size_of
+from shipline.serve.threads import Threads
+
+logger = logging.getLogger(__name__)
 
 Run = Callable[[Arrays], Arrays]
-Shapes = tuple[tuple[int, ...], ...]
 Outcome = Arrays | Exception
 
+TIMEOUT_S = 60.0
+MAX_QUEUED_BYTES = 512 << 20
 
-@dataclass(slots=True)
-class Job:
-    """The rows of one request, waiting."""
 
-    inputs: Arrays
-    rows: int
-    future: asyncio.Future[Arrays]
-    queued_at: float
+@dataclass(slots=True, eq=False)
+class Batch:
+    """Jobs that run together, and since when."""
+
+    jobs: list[Job]
+    began: float
+    abandoned: bool = False
 
 
 class BatcherStats:
@@ -50,99 +54,165 @@ class Batcher:
         threads: batches that run at the same time, each in a thread; 0 runs them one by one on the event loop, which is
             right where a batch takes less time than handing it to a thread.
         stats: told of every batch.
+        timeout_s: seconds after which nobody waits for an answer any more, at most; and after which a batch that still
+            runs is taken for hung, and its thread replaced.
+        delay_s: seconds that a batch which is not full waits for more; greedy, at 0.
     """
 
     def __init__(
-        self, run: Run, *, max_batch: int, max_queued: int, threads: int, stats: BatcherStats | None = None
+        self,
+        run: Run,
+        *,
+        max_batch: int,
+        max_queued: int,
+        threads: int,
+        stats: BatcherStats | None = None,
+        timeout_s: float = TIMEOUT_S,
+        delay_s: float = 0.0,
     ) -> None:
         self._run = run
         self._max_batch = max_batch
         self._max_queued = max_queued
         self._stats = stats or BatcherStats()
-        self._executor: Executor | None = (
-            ThreadPoolExecutor(threads, thread_name_prefix="shipline-backend") if threads else None
-        )
-        self._queue: deque[Job] = deque()
-        self._queued_rows = 0
+        self._timeout_s, self._delay_s = timeout_s, delay_s
+        self._threads = Threads(threads) if threads else None
+        self._waiting = Waiting()
+        self._running: set[Batch] = set()
         self._free = max(threads, 1)
+        self._sweep: asyncio.TimerHandle | None = None
+        self._empty = asyncio.Event()
+        self.hung = 0
 
-    async def submit(self, inputs: Arrays, rows: int) -> Arrays:
+    async def submit(self, inputs: Arrays, rows: int, terms: Terms | None = None) -> Arrays:
         """Return the outputs for these rows.
 
         Args:
             inputs: name -> [rows, ...], checked against the signature.
             rows: 1 to `max_batch`.
+            terms: on which they wait.
 
         Raises:
-            RequestError: 503, too many rows wait already.
+            RequestError: 503, too many rows or bytes wait already; 504, there was no answer in time.
             Exception: what the backend raised for these rows alone.
         """
-        if self._queued_rows + rows > self._max_queued:
+        size = size_of(inputs)
+        if self._waiting.rows + rows > self._max_queued or self._waiting.size + size > MAX_QUEUED_BYTES:
             raise overloaded("Too many requests are waiting. Try again in a second.")
         loop = asyncio.get_running_loop()
-        job = Job(inputs, rows, loop.create_future(), time.perf_counter())
-        self._queue.append(job)
-        self._queued_rows += rows
+        terms = terms or _USUAL
+        now = time.perf_counter()
+        deadline = now + min(terms.timeout_s or self._timeout_s, self._timeout_s)
+        job = Job(inputs, rows, loop.create_future(), now, deadline, terms, size)
+        self._waiting.add(job)
+        if self._threads is not None:
+            self._sweep_by(loop, deadline)
         if self._free:
             self._free -= 1
             # Not at once: requests that arrived in the same turn of the loop join this batch.
-            loop.call_soon(self._next, loop)
-        return await job.future
+            if self._delay_s:
+                loop.call_later(self._delay_s, self._next, loop)
+            else:
+                loop.call_soon(self._next, loop)
+        try:
+            return await job.future
+        except asyncio.CancelledError:
+            self._waiting.remove(job)
+            raise
+
+    async def drain(self) -> None:
+        """Return when nothing waits or runs."""
+        while self._waiting or self._running:
+            self._empty.clear()
+            await self._empty.wait()
 
     def close(self) -> None:
         """Give back the threads. Nothing may be waiting."""
-        if self._executor is not None:
-            self._executor.shutdown()
+        if self._sweep is not None:
+            self._sweep.cancel()
+        if self._threads is not None:
+            self._threads.close()
 
     def _next(self, loop: asyncio.AbstractEventLoop) -> None:
         """Take a batch and run it, here or in a thread."""
-        jobs = self._take()
+        now = time.perf_counter()
+        jobs = [job for job in self._waiting.take(self._max_batch) if not _expired(job, now)]
         if not jobs:
-            self._free += 1
+            if self._waiting:
+                loop.call_soon(self._next, loop)
+            else:
+                self._rest()
             return
-        if self._executor is None:
-            self._finish(loop, jobs, time.perf_counter(), execute(self._run, jobs))
+        batch = Batch(jobs, now)
+        self._running.add(batch)
+        if self._threads is None:
+            self._finish(loop, batch, execute(self._run, jobs))
+        else:
+            self._threads.call(
+                lambda: execute(self._run, jobs),
+                lambda outcomes: loop.call_soon_threadsafe(self._finish, loop, batch, outcomes),
+            )
+
+    def _finish(self, loop: asyncio.AbstractEventLoop, batch: Batch, outcomes: list[Outcome]) -> None:
+        if batch.abandoned:  # its thread has been replaced
             return
-        began = time.perf_counter()
-        running = loop.run_in_executor(self._executor, execute, self._run, jobs)
-        running.add_done_callback(lambda done: self._finish(loop, jobs, began, done.result()))
-
-    def _take(self) -> list[Job]:
-        """The oldest job, and as many of those behind it as have rows of the same shape and still fit."""
-        jobs: list[Job] = []
-        room = self._max_batch
-        shapes: Shapes | None = None
-        while self._queue:
-            job = self._queue[0]
-            if job.future.done():  # its caller went away
-                self._drop(self._queue.popleft())
-                continue
-            if shapes is None:
-                shapes = _shapes(job)
-            elif job.rows > room or _shapes(job) != shapes:
-                break
-            room -= job.rows
-            jobs.append(self._drop(self._queue.popleft()))
-        return jobs
-
-    def _drop(self, job: Job) -> Job:
-        self._queued_rows -= job.rows
-        return job
-
-    def _finish(self, loop: asyncio.AbstractEventLoop, jobs: list[Job], began: float, outcomes: list[Outcome]) -> None:
-        for job, outcome in zip(jobs, outcomes, strict=True):
+        self._running.discard(batch)
+        for job, outcome in zip(batch.jobs, outcomes, strict=True):
             if job.future.done():
                 continue
             if isinstance(outcome, Exception):
                 job.future.set_exception(outcome)
             else:
                 job.future.set_result(outcome)
-        self._stats.batch(sum(job.rows for job in jobs), began - jobs[0].queued_at, time.perf_counter() - began)
-        if self._queue:
+        took = time.perf_counter() - batch.began
+        self._stats.batch(sum(job.rows for job in batch.jobs), batch.began - batch.jobs[0].queued_at, took)
+        if self._waiting:
             # Let the loop read and write sockets before the next batch.
             loop.call_soon(self._next, loop)
         else:
-            self._free += 1
+            self._rest()
+
+    def _rest(self) -> None:
+        self._free += 1
+        if not self._running:
+            self._empty.set()
+
+    def _sweep_by(self, loop: asyncio.AbstractEventLoop, deadline: float) -> None:
+        """See to it that `_expire` is called at the deadline, or before."""
+        when = loop.time() + deadline - time.perf_counter()
+        if self._sweep is not None:
+            if self._sweep.when() <= when:
+                return
+            self._sweep.cancel()
+        self._sweep = loop.call_at(when, self._expire, loop)
+
+    def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Answer those whose time is over, replace threads that hang, and come again when the next time is over."""
+        self._sweep, now = None, time.perf_counter()
+        for job in [job for job in self._waiting if _expired(job, now)]:
+            self._waiting.remove(job)
+        for batch in list(self._running):
+            for job in batch.jobs:
+                _expired(job, now)
+            if now - batch.began >= self._timeout_s:
+                self._abandon(loop, batch, now)
+        left = [job.deadline for job in self._waiting]
+        left += [job.deadline for batch in self._running for job in batch.jobs if not job.future.done()]
+        left += [batch.began + self._timeout_s for batch in self._running]
+        if left:
+            self._sweep_by(loop, min(left))
+
+    def _abandon(self, loop: asyncio.AbstractEventLoop, batch: Batch, now: float) -> None:
+        """Give up on a batch that has run for as long as anybody may wait: what was asked after it needs a thread."""
+        assert self._threads is not None
+        batch.abandoned = True
+        self._running.discard(batch)
+        self.hung += 1
+        logger.error("A batch has run for %.0f s and is given up; its thread is replaced.", now - batch.began)
+        self._threads.replace()
+        self._next(loop)
+
+
+_USUAL = Terms()
 
 
 def execute(run: Run, jobs: list[Job]) -> list[Outcome]:
@@ -154,6 +224,15 @@ def execute(run: Run, jobs: list[Job]) -> list[Outcome]:
             return [error]
         half = len(jobs) // 2
         return execute(run, jobs[:half]) + execute(run, jobs[half:])
+
+
+def _expired(job: Job, now: float) -> bool:
+    """Whether nobody waits for the job any more; whoever does at its deadline is told."""
+    if now < job.deadline and not job.future.done():
+        return False
+    if not job.future.done():
+        job.future.set_exception(RequestError(504, "There was no answer in time."))
+    return True
 
 
 def _joined(jobs: list[Job]) -> Arrays:
@@ -172,7 +251,3 @@ def _split(outputs: Arrays, jobs: list[Job]) -> list[Outcome]:
         parts.append({name: array[start:end] for name, array in outputs.items()})
         start = end
     return parts
-
-
-def _shapes(job: Job) -> Shapes:
-    return tuple(array.shape[1:] for array in job.inputs.values())

@@ -17,6 +17,7 @@ from shipline.processing import Processing
 from shipline.serve.batcher import Batcher
 from shipline.serve.errors import bad
 from shipline.serve.golden import Example, GoldenRows, replay
+from shipline.serve.jobs import Terms
 from shipline.serve.metrics import Metrics
 from shipline.serve.trust import Trust
 
@@ -88,16 +89,17 @@ class ServedModel:
         """The version's number."""
         return self.manifest.version
 
-    async def infer(self, inputs: Arrays, rows: int) -> Arrays:
+    async def infer(self, inputs: Arrays, rows: int, terms: Terms | None = None) -> Arrays:
         """Return the outputs for tensors that match the signature.
 
         Raises:
-            RequestError: too few or too many rows, too many requests, or values that the runtime does not compute with.
+            RequestError: too few or too many rows, too many requests, values that the runtime does not compute with, or
+                no answer in time.
         """
         if not 1 <= rows <= self.manifest.serving.max_batch_size:
             raise bad(f"A request has 1 to {self.manifest.serving.max_batch_size} rows for this model; got {rows}.")
         try:
-            return await self._batcher.submit(inputs, rows)
+            return await self._batcher.submit(inputs, rows, terms)
         except InputError as error:
             raise bad(str(error)) from error
 
@@ -114,6 +116,10 @@ class ServedModel:
         """Return what people see for the outputs of one row."""
         assert self.processing is not None
         return self.processing.answer(outputs[self.manifest.signature.outputs[0].name][0])
+
+    async def drain(self) -> None:
+        """Return when nothing that was accepted is waiting or running."""
+        await self._batcher.drain()
 
     def close(self) -> None:
         """Give back threads and memory."""

@@ -1,52 +1,126 @@
-"""Which models this server has, and how far each has come."""
+"""Which models this server has, how far each has come, and what an operator may do with them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from enum import StrEnum
 
-from shipline.artifact import Artifact, find_artifacts
-from shipline.errors import ConfigError
+from shipline.artifact import Artifact, find_artifact, find_artifacts
+from shipline.errors import ConfigError, NotFoundError, ShiplineError
 from shipline.serve.errors import RequestError
 from shipline.serve.metrics import Metrics
 from shipline.serve.model import ServedModel
 from shipline.serve.trust import Trust
+from shipline.store import is_name
+
+logger = logging.getLogger(__name__)
+
+
+class State(StrEnum):
+    """How far a model has come, in the words of the Open Inference Protocol's model repository extension."""
+
+    LOADING = "LOADING"
+    READY = "READY"
+    UNLOADING = "UNLOADING"
+    UNAVAILABLE = "UNAVAILABLE"
+
+
+@dataclass(frozen=True)
+class Status:
+    """What is said of a model to whoever asks."""
+
+    name: str
+    version: str
+    state: State
+    reason: str = ""
 
 
 class Repository:
-    """The models below one URL. Knows no HTTP; tells `on_ready` of each model that takes traffic."""
+    """The models below one URL. Knows no HTTP; tells `on_ready` and `on_gone` of models that take traffic, or no more.
+
+    All its methods belong to one event loop. What is done to one model is done alone: who comes meanwhile is refused.
+    """
 
     def __init__(
         self,
         url: str,
         metrics: Metrics,
         on_ready: Callable[[ServedModel], None] = lambda model: None,
+        on_gone: Callable[[ServedModel], None] = lambda model: None,
         trust: Trust | None = None,
     ) -> None:
         self.url = url
         self._trust = trust or Trust()
         self._metrics = metrics
-        self._on_ready = on_ready
+        self._on_ready, self._on_gone = on_ready, on_gone
         self._models: dict[str, ServedModel] = {}
-        self._loading: set[str] = set()
+        self._statuses: dict[str, Status] = {}
+        self._busy: set[str] = set()
         self.complete = False
 
-    def find(self) -> list[Artifact]:
-        """Return what there is to load; blocking, and the first thing that touches the storage."""
-        artifacts = find_artifacts(self.url)
+    async def load_all(self) -> None:
+        """Load what there is to load when the server starts.
+
+        Raises:
+            ShiplineError: a model cannot be loaded, or there is none.
+        """
+        artifacts = await asyncio.to_thread(find_artifacts, self.url)
         names = [artifact.manifest.name for artifact in artifacts]
         if len(set(names)) < len(names):
             raise ConfigError(f"Two models below the URL have one name: {', '.join(names)}. Serve them apart.")
-        self._loading = set(names)
-        return artifacts
+        for artifact in artifacts:
+            self._tell(artifact.manifest.name, artifact.manifest.version, State.LOADING)
+        for artifact in artifacts:
+            async with self._alone(artifact.manifest.name):
+                await self._load(artifact)
+        self.complete = True
 
-    async def load(self, artifact: Artifact) -> ServedModel:
-        """Load one model, let it prove itself, and let it take traffic."""
-        model = await ServedModel.load(artifact, self._metrics, self._trust)
-        self._models[model.name] = model
-        self._loading.discard(model.name)
-        model.metrics.ready(value=True)
-        self._on_ready(model)
-        return model
+    async def load(self, name: str) -> None:
+        """Load the version of a model that is stable now; one that takes traffic does so until the other is ready.
+
+        Raises:
+            RequestError: 404, there is no such model; 409, something else is being done to it; 422, it cannot be
+                loaded, and what took traffic before still does.
+        """
+        async with self._alone(name):
+            before = self._statuses.get(name)
+            version = before.version if before else ""
+            self._tell(name, version, State.LOADING)
+            try:
+                artifact = await asyncio.to_thread(self._find, name)
+                await self._load(artifact)
+            except NotFoundError:
+                self._put_back(name, before)
+                raise no_such_model() from None
+            except (ShiplineError, ValueError) as error:
+                logger.error("Model %r cannot be loaded: %s", name, error)
+                self._put_back(name, before or Status(name, "", State.UNAVAILABLE, "it could not be loaded"))
+                raise RequestError(422, "The model cannot be loaded; the server's log says why.") from error
+            except BaseException:
+                self._put_back(name, before)
+                raise
+
+    async def unload(self, name: str) -> None:
+        """Take the traffic from a model, let what it accepted finish, and give its memory back.
+
+        Raises:
+            RequestError: 404, there is no such model; 409, something else is being done to it.
+        """
+        async with self._alone(name):
+            model = self._models.pop(name, None)
+            if model is None:
+                raise no_such_model()
+            await self._retire(model, State.UNLOADING)
+            self._tell(name, model.version, State.UNAVAILABLE, "unloaded")
+
+    def index(self, *, ready: bool = False) -> list[Status]:
+        """Return what is known of each model, by name; or of those alone that are ready."""
+        found = [self._statuses[name] for name in sorted(self._statuses)]
+        return [status for status in found if status.state is State.READY or not ready]
 
     def models(self) -> list[ServedModel]:
         """Return the models that take traffic."""
@@ -60,9 +134,10 @@ class Repository:
         """
         model = self._models.get(name)
         if model is None:
-            if name in self._loading or not self.complete:
+            status = self._statuses.get(name)
+            if not self.complete or (status and status.state is State.LOADING):
                 raise RequestError(503, "The model is being loaded. Try again in a second.", {"retry-after": "1"})
-            raise RequestError(404, "There is no such model here.")
+            raise no_such_model()
         if version is not None and version != model.version:
             raise RequestError(404, "There is no such version of the model here.")
         return model
@@ -72,3 +147,52 @@ class Repository:
         for model in self._models.values():
             model.close()
         self._models.clear()
+
+    def _find(self, name: str) -> Artifact:
+        return find_artifact(self.url, name)
+
+    async def _load(self, artifact: Artifact) -> None:
+        """Load one version, let it prove itself, and let it take the traffic from what took it before."""
+        name = artifact.manifest.name
+        await asyncio.to_thread(artifact.prefetch)
+        model = await ServedModel.load(artifact, self._metrics, self._trust)
+        before, self._models[name] = self._models.get(name), model
+        self._on_ready(model)
+        model.metrics.ready(value=True)
+        self._tell(name, model.version, State.READY)
+        logger.info("%s version %s (%s) is ready: %s", name, model.version, model.manifest.precision, artifact)
+        if before is not None:
+            await self._retire(before)
+
+    async def _retire(self, model: ServedModel, state: State | None = None) -> None:
+        if state is not None:
+            self._tell(model.name, model.version, state)
+            self._on_gone(model)
+        await model.drain()
+        model.close()
+
+    @asynccontextmanager
+    async def _alone(self, name: str) -> AsyncIterator[None]:
+        if not is_name(name):  # before any storage is asked about it
+            raise no_such_model()
+        if name in self._busy:
+            raise RequestError(409, "The model is being loaded or unloaded already. Try again when that is over.")
+        self._busy.add(name)
+        try:
+            yield
+        finally:
+            self._busy.discard(name)
+
+    def _tell(self, name: str, version: str, state: State, reason: str = "") -> None:
+        self._statuses[name] = Status(name, version, state, reason)
+
+    def _put_back(self, name: str, status: Status | None) -> None:
+        if status is None:
+            self._statuses.pop(name, None)
+        else:
+            self._statuses[name] = status
+
+
+def no_such_model() -> RequestError:
+    """Return the error for a name that nothing here has."""
+    return RequestError(404, "There is no such model here.")

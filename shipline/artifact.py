@@ -134,8 +134,7 @@ def find_artifacts(url: str) -> list[Artifact]:
     if store.exists(MANIFEST):
         return [Artifact.open(store, ArtifactManifest)]
     names = store.list()
-    # A repository may hold a model called 2024; a version has a manifest.
-    if CHANNELS in names or any(name.isdecimal() and store.at(name).exists(MANIFEST) for name in names):
+    if _is_model(store, names):
         return [open_model(url).stable()]
     models = [Model(store.at(name), name) for name in names if is_name(name)]
     found = [model.stable() for model in models if model.versions()]
@@ -144,3 +143,24 @@ def find_artifacts(url: str) -> list[Artifact]:
             f"No artifact below {store}. Give a repository, a model or a version; `shipline export` makes one."
         )
     return found
+
+
+def _is_model(store: Store, names: list[str]) -> bool:
+    """Whether what lies there are versions; a repository may hold a model called 2024, but a version has a manifest."""
+    return CHANNELS in names or any(name.isdecimal() and store.at(name).exists(MANIFEST) for name in names)
+
+
+def find_artifact(url: str, name: str) -> Artifact:
+    """Return what to serve from `url` for the model `name`: its stable version, or the one version that `url` is of.
+
+    Raises:
+        NotFoundError: there is no such model.
+        IntegrityError: a manifest is damaged.
+    """
+    store = open_store(url)
+    if store.exists(MANIFEST) or _is_model(store, store.list()):
+        (found,) = find_artifacts(url)
+        if found.manifest.name != name:
+            raise NotFoundError(f"{store} is of the model {found.manifest.name!r}; there is no {name!r}.")
+        return found
+    return Model(store.at(name), name).stable()

@@ -47,7 +47,7 @@ class Application(FastAPI):
         )
         self._endpoints: dict[str, Endpoint] = {}
         self.metrics = Metrics()
-        self.repository = Repository(url, self.metrics, self._add, trust)
+        self.repository = Repository(url, self.metrics, self._add, self._remove, trust)
         self.on_failure = on_failure
         self.stopping = False
         _add_routes(self)
@@ -70,10 +70,16 @@ class Application(FastAPI):
         return self.repository.complete and not self.stopping
 
     def _add(self, model: ServedModel) -> None:
+        self._remove(model)
         infer, predict = InferEndpoint(model), PredictEndpoint(model)
         for version in ("", f"/versions/{model.version}"):
             self._endpoints[f"/v2/models/{model.name}{version}/infer"] = infer
             self._endpoints[f"/models/{model.name}{version}/predict"] = predict
+
+    def _remove(self, model: ServedModel) -> None:
+        """Forget every endpoint of the model's name, of whatever version."""
+        ways = (f"/v2/models/{model.name}/", f"/models/{model.name}/")
+        self._endpoints = {path: found for path, found in self._endpoints.items() if not path.startswith(ways)}
 
 
 @asynccontextmanager
@@ -87,14 +93,7 @@ async def _lifespan(app: Application) -> AsyncIterator[None]:
 
 async def _load(app: Application) -> None:
     try:
-        artifacts = await asyncio.to_thread(app.repository.find)
-        for artifact in artifacts:
-            await asyncio.to_thread(artifact.prefetch)
-            model = await app.repository.load(artifact)
-            logger.info(
-                "%s version %s (%s) is ready: %s", model.name, model.version, model.manifest.precision, artifact
-            )
-        app.repository.complete = True
+        await app.repository.load_all()
     except ShiplineError as error:
         app.on_failure(error)
     except Exception as error:

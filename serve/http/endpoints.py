@@ -7,7 +7,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
 from typing import Any
 
 import orjson
@@ -16,6 +16,7 @@ from shipline.serve.errors import RequestError, bad
 from shipline.serve.http import body as bodies
 from shipline.serve.http.body import BINARY, JSON, RawHeaders, Receive, Scope, Send, read_body, respond
 from shipline.serve.http.infer import infer_response, parse_infer, parse_json, predict_response
+from shipline.serve.jobs import Terms
 from shipline.serve.model import ServedModel
 
 Endpoint = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -53,7 +54,7 @@ class _PredictionEndpoint:
             began = time.perf_counter()
             if encoding is not None:
                 body = await _off_loop(len(body), OFF_LOOP_FILE_BYTES, bodies.unpacked, body, encoding)
-            answer, extra = await self.answer(body, headers)
+            answer, extra = await self.answer(body, headers, scope["client"])
             if b"accept-encoding" in headers:
                 answer, extra = await _packed(answer, extra, headers)
             if b"x-request-id" in headers:
@@ -74,7 +75,7 @@ class _PredictionEndpoint:
         if media_type not in (None, b"application/json"):
             raise RequestError(415, "Send application/json.")
 
-    async def answer(self, body: bytes, headers: Headers) -> Answer:
+    async def answer(self, body: bytes, headers: Headers, client: Hashable) -> Answer:
         """Return the answer's body and headers."""
         raise NotImplementedError
 
@@ -89,13 +90,14 @@ class InferEndpoint(_PredictionEndpoint):
         if media_type != b"application/octet-stream" or _JSON_LENGTH not in headers:
             super().check_type(media_type, headers)
 
-    async def answer(self, body: bytes, headers: Headers) -> Answer:
+    async def answer(self, body: bytes, headers: Headers, client: Hashable) -> Answer:
         """Return the outputs for the tensors in the body."""
         manifest = self._model.manifest
         length = _json_length(headers)
         size = len(body) if length is None else length  # the bytes behind it are taken as they lie
         request = await _off_loop(size, OFF_LOOP_BYTES, parse_infer, body, manifest.signature, length)
-        outputs = await self._model.infer(request.inputs, request.rows)
+        terms = Terms(request.priority, client, request.timeout_s)
+        outputs = await self._model.infer(request.inputs, request.rows, terms)
         answer, length = infer_response(manifest.name, manifest.version, request, outputs, manifest.signature)
         if length is None:
             return answer, [JSON]
@@ -119,12 +121,12 @@ class PredictEndpoint(_PredictionEndpoint):
         ):
             raise RequestError(415, "Send the bytes of an image file, as image/png for example.")
 
-    async def answer(self, body: bytes, headers: Headers) -> Answer:
+    async def answer(self, body: bytes, headers: Headers, client: Hashable) -> Answer:
         """Return the answer to the raw input in the body."""
         processing = self._model.processing
         limit = OFF_LOOP_FILE_BYTES if processing is not None and processing.takes_bytes else OFF_LOOP_BYTES
         inputs = await _off_loop(len(body), limit, self._prepare, body)
-        answer = self._model.answer(await self._model.infer(inputs, 1))
+        answer = self._model.answer(await self._model.infer(inputs, 1, Terms(client=client)))
         return orjson.dumps(predict_response(self._model.name, self._model.version, answer)), [JSON]
 
     def _prepare(self, body: bytes) -> dict[str, Any]:

@@ -19,10 +19,12 @@ import orjson
 
 from shipline.backends.base import Arrays
 from shipline.serve.errors import bad
+from shipline.serve.jobs import LAST, NORMAL
 from shipline.serve.tensors import check_shape, common_rows, from_raw, kind, short, to_raw
 from shipline.signature import BYTES, Signature, TensorSpec
 
 MAX_DEPTH = 100
+MAX_TIMEOUT_US = 24 * 3600 * 10**6  # what is longer is no wait; and floats have an end
 
 _REQUEST_FIELDS = frozenset({"id", "inputs", "outputs", "parameters"})
 _INPUT_FIELDS = frozenset({"name", "shape", "datatype", "data", "parameters"})
@@ -45,6 +47,8 @@ class InferRequest:
     rows: int
     outputs: list[str]
     binary: frozenset[str] = frozenset()  # those of the outputs that are sent as bytes behind the JSON
+    priority: int = NORMAL
+    timeout_s: float | None = None
 
 
 class _Raw:
@@ -110,7 +114,8 @@ def parse_infer(body: bytes, signature: Signature, json_length: int | None = Non
     inputs = _inputs(document.get("inputs"), signature, raw)
     raw.check_end()
     outputs, binary = _outputs(document.get("outputs"), signature, _flag(parameters, "binary_data_output"))
-    return InferRequest(identity, inputs, common_rows(inputs), outputs, binary)
+    rows = common_rows(inputs)
+    return InferRequest(identity, inputs, rows, outputs, binary, *_terms(parameters))
 
 
 def infer_response(
@@ -274,6 +279,18 @@ def _parameters(holder: dict[str, Any], where: str) -> dict[str, Any]:
     for name in _NOT_HERE & parameters.keys():
         raise bad(f"{where} has the parameter {name!r}, which this server does not have.")
     return parameters
+
+
+def _terms(parameters: dict[str, Any]) -> tuple[int, float | None]:
+    """Return priority and seconds of patience, as Triton names them: 1 goes first and 0 is the usual; microseconds."""
+    found = []
+    for name in ("priority", "timeout"):
+        value = parameters.get(name) or 0
+        if type(value) is not int or value < 0:
+            raise bad(f"The parameter {name!r} must be a whole number from 0; got {short(value)}.")
+        found.append(value)
+    priority, timeout = found
+    return min(priority, LAST) or NORMAL, min(timeout, MAX_TIMEOUT_US) / 1e6 or None
 
 
 def _flag(parameters: dict[str, Any], name: str) -> bool | None:

@@ -21,6 +21,7 @@ from doubles import WAIT_S, IdentityBackend
 
 from shipline import plugins
 from shipline.artifact import ServingSettings
+from shipline.serve.jobs import Terms
 from shipline.serve.server import BackgroundServer, Serving
 
 GRAPHS = {name: getattr(artifacts, name)() for name in ("linear", "masked", "lookup", "logarithm", "total")}
@@ -195,9 +196,9 @@ def gated(serving: Serving) -> Gated:
     backend, submit, arrived = model._backend, model._batcher.submit, threading.Semaphore(0)
     assert isinstance(backend, IdentityBackend)
 
-    async def counted(inputs: artifacts.Arrays, rows: int) -> artifacts.Arrays:
+    async def counted(inputs: artifacts.Arrays, rows: int, terms: Terms | None) -> artifacts.Arrays:
         arrived.release()
-        return await submit(inputs, rows)
+        return await submit(inputs, rows, terms)
 
     model._batcher.submit = counted  # type: ignore[method-assign]
     return Gated(serving.address, backend, arrived)

@@ -97,8 +97,8 @@ class Waiting:
         """Drop a job, if it still waits."""
         lanes = self._buckets.get(job.shapes)
         lane: Lane = lanes[job.terms.priority - FIRST] if lanes else {}
-        jobs = lane.get(job.terms.client, ())
-        if lanes is None or job not in jobs:
+        jobs = lane.get(job.terms.client)
+        if lanes is None or jobs is None or job not in jobs:
             return
         self._forget(job)
         jobs.remove(job)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -28,6 +30,9 @@ class Metrics:
         self.rows = self._histogram("shipline_batch_rows", "Rows of a batch", buckets=_ROWS)
         self.queue = self._histogram("shipline_queue_seconds", "Wait of a batch's oldest row")
         self.compute = self._histogram("shipline_compute_seconds", "The backend's time for a batch")
+        self.last = Gauge(
+            "shipline_last_inference_seconds", "When the last batch ended", _LABELS, registry=self.registry
+        )
         self.ready = Gauge("shipline_model_ready", "1 where the model takes traffic", _LABELS, registry=self.registry)
 
     def _histogram(
@@ -38,6 +43,35 @@ class Metrics:
     def for_model(self, model: str, version: str) -> ModelMetrics:
         """Return the metrics of one version of a model."""
         return ModelMetrics(self, model, version)
+
+    def statistics(self, model: str, version: str) -> dict[str, Any]:
+        """Return one version's sums as Triton's statistics: counts, and nanoseconds."""
+        found = _Sums(self.registry, {"model": model, "version": version})
+        good = found.count("shipline_requests_total", lambda labels: labels["status"] == "200")
+        bad = found.count("shipline_requests_total") - good
+        batches = found.count("shipline_batch_rows_count")
+        whole, queue, compute = (
+            found.count(f"shipline_{part}_seconds_sum") for part in ("request", "queue", "compute")
+        )
+        nothing = {"count": 0, "ns": 0}
+        return {
+            "name": model,
+            "version": version,
+            "last_inference": int(found.count("shipline_last_inference_seconds") * 1e3),
+            "inference_count": int(found.count("shipline_batch_rows_sum")),
+            "execution_count": int(batches),
+            "inference_stats": {
+                "success": _duration(good, whole),
+                "fail": _duration(bad, 0.0),
+                "queue": _duration(batches, queue),
+                "compute_input": nothing,
+                "compute_infer": _duration(batches, compute),
+                "compute_output": nothing,
+                "cache_hit": nothing,
+                "cache_miss": nothing,
+            },
+            "batch_stats": [],
+        }
 
     def exposition(self) -> bytes:
         """Return everything in Prometheus' text format."""
@@ -52,6 +86,7 @@ class ModelMetrics(BatcherStats):
         self._metrics = metrics
         self._rows = metrics.rows.labels(*self._labels)
         self._queue = metrics.queue.labels(*self._labels)
+        self._last = metrics.last.labels(*self._labels)
         self._compute = metrics.compute.labels(*self._labels)
         self._bound: dict[tuple[str, int], tuple[Counter, Histogram]] = {}
 
@@ -74,3 +109,24 @@ class ModelMetrics(BatcherStats):
         self._rows.observe(rows)
         self._queue.observe(waited_s)
         self._compute.observe(took_s)
+        self._last.set(time.time())
+
+
+class _Sums:
+    """Samples of one version, read once."""
+
+    def __init__(self, registry: CollectorRegistry, labels: dict[str, str]) -> None:
+        self._samples = [
+            sample
+            for metric in registry.collect()
+            for sample in metric.samples
+            if labels.items() <= sample.labels.items()
+        ]
+
+    def count(self, name: str, where: Callable[[dict[str, str]], bool] = lambda labels: True) -> float:
+        """Return the sum of the samples of this name."""
+        return sum(sample.value for sample in self._samples if sample.name == name and where(sample.labels))
+
+
+def _duration(count: float, seconds: float) -> dict[str, int]:
+    return {"count": int(count), "ns": int(seconds * 1e9)}

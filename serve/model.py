@@ -45,11 +45,14 @@ class ServedModel:
         self.metrics = metrics.for_model(manifest.name, manifest.version)
         self._backend = backend
         settings = manifest.serving
+        self.batch_size = min(settings.preferred_batch_size or settings.max_batch_size, settings.max_batch_size)
+        threads = threads_for(_batch_seconds(backend, example.inputs, settings.max_batch_size), settings)
+        self.instances = max(threads, 1)
         self._batcher = Batcher(
             backend.run,
-            max_batch=min(settings.preferred_batch_size or settings.max_batch_size, settings.max_batch_size),
+            max_batch=self.batch_size,
             max_queued=settings.max_batch_size * QUEUED_BATCHES,
-            threads=threads_for(_batch_seconds(backend, example.inputs, settings.max_batch_size), settings),
+            threads=threads,
             stats=self.metrics,
         )
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from shipline.artifact import Artifact, find_artifact, find_artifacts
-from shipline.errors import ConfigError, NotFoundError, ShiplineError
+from shipline.errors import ConfigError, NotFoundError
 from shipline.serve.errors import RequestError
 from shipline.serve.metrics import Metrics
 from shipline.serve.model import ServedModel
@@ -96,11 +96,11 @@ class Repository:
             except NotFoundError:
                 self._put_back(name, before)
                 raise no_such_model() from None
-            except (ShiplineError, ValueError) as error:
+            except Exception as error:  # runtimes raise what they like
                 logger.error("Model %r cannot be loaded: %s", name, error)
                 self._put_back(name, before or Status(name, "", State.UNAVAILABLE, "it could not be loaded"))
                 raise RequestError(422, "The model cannot be loaded; the server's log says why.") from error
-            except BaseException:
+            except asyncio.CancelledError:
                 self._put_back(name, before)
                 raise
 

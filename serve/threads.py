@@ -7,7 +7,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any
 
-Call = tuple[Callable[[], Any], Callable[[Any], None]]
+Call = tuple[Callable[[], Any], Callable[[Any], object]]
 
 
 class Threads:
@@ -22,7 +22,7 @@ class Threads:
         self._started = 0
         self._threads = [self._start() for _ in range(count)]
 
-    def call(self, function: Callable[[], Any], done: Callable[[Any], None]) -> None:
+    def call(self, function: Callable[[], Any], done: Callable[[Any], object]) -> None:
         """Call `done` with what `function`, which may not raise, returns; both in one of the threads."""
         self._calls.put((function, done))
 

@@ -1,4 +1,4 @@
-"""The FastAPI application: health, metadata, metrics and docs; predictions go past its router."""
+"""The FastAPI application; predictions go past its router."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 import shipline
 from shipline.errors import ShiplineError
 from shipline.serve.errors import RequestError
+from shipline.serve.http.adapters import InvocationsEndpoint, V1Endpoint
 from shipline.serve.http.body import Receive, Scope, Send
-from shipline.serve.http.endpoints import Endpoint, InferEndpoint, PredictEndpoint, error_answer, request_id
+from shipline.serve.http.endpoints import Endpoint, InferEndpoint, error_answer, request_id
 from shipline.serve.http.openapi import describe
-from shipline.serve.metrics import CONTENT_TYPE, Metrics
+from shipline.serve.http.predict import PredictEndpoint
+from shipline.serve.http.routes import add_routes
+from shipline.serve.metrics import Metrics
 from shipline.serve.model import ServedModel
 from shipline.serve.repository import Repository
 from shipline.serve.trust import Trust
 
 logger = logging.getLogger(__name__)
-
-EXTENSIONS = ["binary_tensor_data"]
 
 
 class Application(FastAPI):
@@ -45,12 +45,12 @@ class Application(FastAPI):
                 Exception: _unexpected,
             },
         )
-        self._endpoints: dict[str, Endpoint] = {}
         self.metrics = Metrics()
         self.repository = Repository(url, self.metrics, self._add, self._remove, trust)
+        self._endpoints: dict[str, Endpoint] = {"/invocations": InvocationsEndpoint(self.repository)}
         self.on_failure = on_failure
         self.stopping = False
-        _add_routes(self)
+        add_routes(self)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer predictions here, everything else with FastAPI."""
@@ -75,10 +75,11 @@ class Application(FastAPI):
         for version in ("", f"/versions/{model.version}"):
             self._endpoints[f"/v2/models/{model.name}{version}/infer"] = infer
             self._endpoints[f"/models/{model.name}{version}/predict"] = predict
+        self._endpoints[f"/v1/models/{model.name}:predict"] = V1Endpoint(model)
 
     def _remove(self, model: ServedModel) -> None:
         """Forget every endpoint of the model's name, of whatever version."""
-        ways = (f"/v2/models/{model.name}/", f"/models/{model.name}/")
+        ways = (f"/v2/models/{model.name}/", f"/models/{model.name}/", f"/v1/models/{model.name}:")
         self._endpoints = {path: found for path, found in self._endpoints.items() if not path.startswith(ways)}
 
 
@@ -99,74 +100,6 @@ async def _load(app: Application) -> None:
     except Exception as error:
         logger.exception("Loading failed")
         app.on_failure(ShiplineError(f"Loading failed: {type(error).__name__}: {error}"))
-
-
-def _add_routes(app: Application) -> None:
-    app.add_api_route("/v2", _server_metadata, summary="Server metadata")
-    app.add_api_route("/v2/", _server_metadata, include_in_schema=False)
-    app.add_api_route("/v2/health/live", _live, summary="Whether the server is alive")
-    app.add_api_route("/v2/health/ready", _ready, summary="Whether every model takes traffic")
-    app.add_api_route("/metrics", _metrics, summary="Metrics for Prometheus")
-    for path in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
-        app.add_api_route(path, _model_metadata, summary="Model metadata: signature, lineage, verdicts")
-        app.add_api_route(f"{path}/ready", _model_ready, summary="Whether the model takes traffic")
-        app.add_api_route(f"{path}/infer", _no_such_model, methods=["POST"], include_in_schema=False)
-    for path in ("/models/{name}/predict", "/models/{name}/versions/{version}/predict"):
-        app.add_api_route(path, _no_such_model, methods=["POST"], include_in_schema=False)
-
-
-async def _server_metadata() -> dict[str, Any]:
-    return {"name": "shipline", "version": shipline.__version__, "extensions": EXTENSIONS}
-
-
-async def _live() -> dict[str, Any]:
-    return {"live": True}
-
-
-async def _ready(request: Request) -> Response:
-    ready = request.app.ready
-    return JSONResponse({"ready": ready}, 200 if ready else 503)
-
-
-async def _metrics(request: Request) -> Response:
-    return Response(request.app.metrics.exposition(), media_type=CONTENT_TYPE)
-
-
-async def _model_metadata(request: Request, name: str, version: str | None = None) -> dict[str, Any]:
-    manifest = request.app.repository.get(name, version).manifest
-    return {
-        "name": manifest.name,
-        "versions": [manifest.version],
-        "platform": f"{manifest.backend}_{manifest.model_file.rpartition('.')[2]}",
-        "inputs": [_tensor(spec) for spec in manifest.signature.inputs],
-        "outputs": [_tensor(spec) for spec in manifest.signature.outputs],
-        "parameters": {
-            "digest": manifest.digest,
-            "precision": manifest.precision,
-            "max_batch_size": manifest.serving.max_batch_size,
-            "tolerance": manifest.tolerance,
-            "metrics": manifest.metrics,
-            "verdicts": [verdict.model_dump() for verdict in manifest.verdicts],
-            "lineage": manifest.lineage.model_dump(exclude={"checkpoint"}),
-        },
-    }
-
-
-def _tensor(spec: Any) -> dict[str, Any]:
-    return {"name": spec.name, "datatype": spec.datatype, "shape": list(spec.shape)}
-
-
-async def _model_ready(request: Request, name: str, version: str | None = None) -> dict[str, Any]:
-    model = request.app.repository.get(name, version)
-    if request.app.stopping:
-        raise RequestError(503, "The server is stopping.")
-    return {"name": model.name, "ready": True}
-
-
-async def _no_such_model(request: Request, name: str, version: str | None = None) -> None:
-    """Reached only where the path of no loaded model matched."""
-    request.app.repository.get(name, version)
-    raise RequestError(404, "There is no such model or version here.")
 
 
 def _answer(request: Request, error: RequestError) -> Response:

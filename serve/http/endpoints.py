@@ -15,7 +15,7 @@ import orjson
 from shipline.serve.errors import RequestError, bad
 from shipline.serve.http import body as bodies
 from shipline.serve.http.body import BINARY, JSON, RawHeaders, Receive, Scope, Send, read_body, respond
-from shipline.serve.http.infer import infer_response, parse_infer, parse_json, predict_response
+from shipline.serve.http.infer import infer_response, parse_infer
 from shipline.serve.jobs import Terms
 from shipline.serve.model import ServedModel
 
@@ -27,14 +27,14 @@ logger = logging.getLogger(__name__)
 
 # Bodies from this size on are parsed in a thread: others are answered meanwhile.
 OFF_LOOP_BYTES = 256 << 10
-# A compressed file is up to a thousand times larger once it is decoded.
-OFF_LOOP_FILE_BYTES = 8 << 10
+# Packed ones sooner: they are up to a thousand times larger.
+OFF_LOOP_PACKED_BYTES = 8 << 10
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 _JSON_LENGTH = b"inference-header-content-length"
 
 
-class _PredictionEndpoint:
+class PredictionEndpoint:
     """Reads a body, answers it, and turns whatever goes wrong into the one shape of errors."""
 
     name = ""
@@ -49,11 +49,11 @@ class _PredictionEndpoint:
             if scope["method"] != "POST":
                 raise RequestError(405, "Use POST.", {"allow": "POST"})
             encoding = bodies.encoding(headers)
-            self.check_type(_media_type(headers), headers)
+            self.check_type(media_type_of(headers), headers)
             body = await read_body(headers, receive)
             began = time.perf_counter()
             if encoding is not None:
-                body = await _off_loop(len(body), OFF_LOOP_FILE_BYTES, bodies.unpacked, body, encoding)
+                body = await off_loop(len(body), OFF_LOOP_PACKED_BYTES, bodies.unpacked, body, encoding)
             answer, extra = await self.answer(body, headers, scope["client"])
             if b"accept-encoding" in headers:
                 answer, extra = await _packed(answer, extra, headers)
@@ -80,7 +80,7 @@ class _PredictionEndpoint:
         raise NotImplementedError
 
 
-class InferEndpoint(_PredictionEndpoint):
+class InferEndpoint(PredictionEndpoint):
     """POST v2/models/{name}/infer: tensors in, tensors out, in the Open Inference Protocol's JSON and binary form."""
 
     name = "infer"
@@ -95,43 +95,13 @@ class InferEndpoint(_PredictionEndpoint):
         manifest = self._model.manifest
         length = _json_length(headers)
         size = len(body) if length is None else length  # the bytes behind it are taken as they lie
-        request = await _off_loop(size, OFF_LOOP_BYTES, parse_infer, body, manifest.signature, length)
+        request = await off_loop(size, OFF_LOOP_BYTES, parse_infer, body, manifest.signature, length)
         terms = Terms(request.priority, client, request.timeout_s)
         outputs = await self._model.infer(request.inputs, request.rows, terms)
         answer, length = infer_response(manifest.name, manifest.version, request, outputs, manifest.signature)
         if length is None:
             return answer, [JSON]
         return answer, [BINARY, (_JSON_LENGTH, str(length).encode())]
-
-
-class PredictEndpoint(_PredictionEndpoint):
-    """POST models/{name}/predict: the raw thing in, the answer for people out."""
-
-    name = "predict"
-
-    def check_type(self, media_type: bytes | None, headers: Headers) -> None:
-        """Files are taken as what they are, rows as JSON."""
-        processing = self._model.processing
-        if processing is None or not processing.takes_bytes:
-            super().check_type(media_type, headers)
-        elif (
-            media_type is not None
-            and not media_type.startswith(b"image/")
-            and media_type != b"application/octet-stream"
-        ):
-            raise RequestError(415, "Send the bytes of an image file, as image/png for example.")
-
-    async def answer(self, body: bytes, headers: Headers, client: Hashable) -> Answer:
-        """Return the answer to the raw input in the body."""
-        processing = self._model.processing
-        limit = OFF_LOOP_FILE_BYTES if processing is not None and processing.takes_bytes else OFF_LOOP_BYTES
-        inputs = await _off_loop(len(body), limit, self._prepare, body)
-        answer = self._model.answer(await self._model.infer(inputs, 1, Terms(client=client)))
-        return orjson.dumps(predict_response(self._model.name, self._model.version, answer)), [JSON]
-
-    def _prepare(self, body: bytes) -> dict[str, Any]:
-        processing = self._model.processing
-        return self._model.prepare(body if processing is not None and processing.takes_bytes else parse_json(body))
 
 
 def error_answer(error: RequestError, identity: str) -> Answer:
@@ -141,13 +111,19 @@ def error_answer(error: RequestError, identity: str) -> Answer:
     return orjson.dumps({"error": error.message, "id": identity}), headers
 
 
+async def send_error(send: Send, error: RequestError, headers: Headers) -> None:
+    """Answer a request whose headers alone are at fault."""
+    body, extra = error_answer(error, request_id(headers))
+    await respond(send, error.status, body, [*extra, (b"connection", b"close")])
+
+
 def request_id(headers: Headers) -> str:
     """Return the client's request id where it is a plain one, else one of our own."""
     given = headers.get(b"x-request-id", b"")
     return given.decode() if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
 
 
-async def _off_loop(size: int, limit: int, function: Callable[..., Any], *arguments: Any) -> Any:
+async def off_loop(size: int, limit: int, function: Callable[..., Any], *arguments: Any) -> Any:
     """Call the function; in a thread where `size` is not below `limit`."""
     return function(*arguments) if size < limit else await asyncio.to_thread(function, *arguments)
 
@@ -156,7 +132,7 @@ async def _packed(answer: bytes, headers: RawHeaders, asked: Headers) -> Answer:
     by = bodies.likes(asked)
     if by is None or len(answer) < bodies.WORTH_PACKING_BYTES:
         return answer, headers
-    small = await _off_loop(len(answer), OFF_LOOP_BYTES, bodies.packed, answer, by)
+    small = await off_loop(len(answer), OFF_LOOP_BYTES, bodies.packed, answer, by)
     return small, [*headers, (b"content-encoding", by), (b"vary", b"accept-encoding")]
 
 
@@ -169,6 +145,7 @@ def _json_length(headers: Headers) -> int | None:
     return int(given)
 
 
-def _media_type(headers: Headers) -> bytes | None:
+def media_type_of(headers: Headers) -> bytes | None:
+    """Return the body's media type, without its parameters; None where the client named none."""
     given = headers.get(b"content-type")
     return None if given is None else given.partition(b";")[0].strip().lower()

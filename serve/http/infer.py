@@ -118,6 +118,17 @@ def parse_infer(body: bytes, signature: Signature, json_length: int | None = Non
     return InferRequest(identity, inputs, rows, outputs, binary, *_terms(parameters))
 
 
+def nested_tensor(data: list[Any], spec: TensorSpec) -> np.ndarray:
+    """Return lists within lists as the input that they are; the shape is that of the first of each."""
+    shape, level = [], data
+    for _ in spec.shape:
+        if type(level) is not list or not level:
+            break
+        shape.append(len(level))
+        level = level[0]
+    return _tensor({"datatype": spec.datatype, "shape": shape, "data": data}, spec, _Raw(b""))
+
+
 def infer_response(
     name: str, version: str, request: InferRequest, outputs: Arrays, signature: Signature
 ) -> tuple[bytes, int | None]:

@@ -13,6 +13,7 @@ import pytest
 from serving import GRAPHS
 
 import shipline
+from shipline.serve.description import EXTENSIONS
 
 X = np.array([[1, 2, 3, 4], [0.5, -1, 0, 2]], np.float32)
 
@@ -36,7 +37,7 @@ def test_metadata(found: dict[str, Any]) -> None:
     assert found["server"] == {
         "name": "shipline",
         "version": shipline.__version__,
-        "extensions": ["binary_tensor_data"],
+        "extensions": list(EXTENSIONS),
     }
     assert (found["model"]["name"], found["model"]["versions"]) == ("masked", ["1"])
     assert [spec["datatype"] for spec in found["model"]["inputs"]] == ["INT64", "BOOL"]

@@ -15,7 +15,7 @@ import numpy as np
 
 from shipline.backends.base import Arrays
 from shipline.serve.errors import bad
-from shipline.signature import BYTES, TensorSpec
+from shipline.signature import BYTES, DYNAMIC, TensorSpec
 
 _WHOLE = frozenset({int})
 _LENGTH = struct.Struct("<I")
@@ -26,11 +26,15 @@ if sys.byteorder != "little":  # what is sent is, and arrays are taken as they l
 
 def check_shape(shape: Any, spec: TensorSpec) -> tuple[int, ...]:
     """Return the shape; RequestError 400 unless it is one of whole numbers from 1 that the model takes."""
+    if type(shape) is list and len(shape) == len(spec.shape):
+        for want, got in zip(spec.shape, shape, strict=True):
+            if type(got) is not int or got < 1 or want not in (got, DYNAMIC):
+                break
+        else:
+            return tuple(shape)
     if type(shape) is not list or not set(map(type, shape)) <= _WHOLE or any(size < 1 for size in shape):
         raise bad(f"Input {spec.name!r} must have a shape of whole numbers from 1; got {short(shape)}.")
-    if not spec.matches(tuple(shape)):
-        raise bad(f"Input {spec.name!r} must have shape {list(spec.shape)}; got {short(shape)}.")
-    return tuple(shape)
+    raise bad(f"Input {spec.name!r} must have shape {list(spec.shape)}; got {short(shape)}.")
 
 
 def from_raw(data: bytes | memoryview, shape: tuple[int, ...], spec: TensorSpec) -> np.ndarray:

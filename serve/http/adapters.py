@@ -11,6 +11,7 @@ import orjson
 from shipline.backends.base import Arrays
 from shipline.serve.errors import RequestError, bad
 from shipline.serve.http.body import JSON, Receive, Scope, Send
+from shipline.serve.http.document import parse_json
 from shipline.serve.http.endpoints import (
     OFF_LOOP_BYTES,
     Answer,
@@ -21,7 +22,7 @@ from shipline.serve.http.endpoints import (
     off_loop,
     send_error,
 )  # fmt: skip
-from shipline.serve.http.infer import nested_tensor, parse_json
+from shipline.serve.http.infer import nested_tensor
 from shipline.serve.http.predict import PredictEndpoint, predict_many, raw_of
 from shipline.serve.jobs import Terms
 from shipline.serve.model import ServedModel

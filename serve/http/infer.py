@@ -9,7 +9,8 @@ the JSON names them: nothing is read or written one number at a time.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from array import array as packed_floats
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -19,11 +20,11 @@ import orjson
 
 from shipline.backends.base import Arrays
 from shipline.serve.errors import bad
+from shipline.serve.http.document import parse_tensors
 from shipline.serve.jobs import LAST, NORMAL
 from shipline.serve.tensors import check_shape, common_rows, from_raw, kind, short, to_raw
 from shipline.signature import BYTES, Signature, TensorSpec
 
-MAX_DEPTH = 100
 MAX_TIMEOUT_US = 24 * 3600 * 10**6  # what is longer is no wait; and floats have an end
 
 _REQUEST_FIELDS = frozenset({"id", "inputs", "outputs", "parameters"})
@@ -34,6 +35,8 @@ _WHOLE = frozenset({int})
 _TRUTHS = frozenset({bool})
 _TEXTS = frozenset({str})
 _ALLOWED = {"f": _NUMBERS, "i": _WHOLE, "u": _WHOLE, "b": _TRUTHS, "O": _TEXTS}
+# Numbers from here on are no finite ones of the dtype, once they are rounded.
+_ENDS = {"float16": 65520.0, "float32": 2.0**128 - 2.0**103, "float64": math.inf}
 # Of Triton: memory of its own machine, and an answer of another form than the signature says.
 _NOT_HERE = frozenset({"shared_memory_region", "classification"})
 
@@ -74,18 +77,6 @@ class _Raw:
             raise bad(f"{len(self._data) - self._at} bytes behind the JSON belong to no input.")
 
 
-def parse_json(body: bytes) -> Any:
-    """Return the document; RequestError 400 unless it is JSON (RFC 8259) of at most MAX_DEPTH levels."""
-    try:
-        document = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise bad(f"The body is no valid JSON: {error.msg.partition(':')[0]}, at byte {error.pos}.") from None
-    # Fewer brackets than levels allowed is the common case, and cheap to see.
-    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _deeper_than(document, MAX_DEPTH):
-        raise bad(f"The JSON is nested more than {MAX_DEPTH} levels deep.")
-    return document
-
-
 def parse_infer(body: bytes, signature: Signature, json_length: int | None = None) -> InferRequest:
     """Return the request in `body`.
 
@@ -102,7 +93,7 @@ def parse_infer(body: bytes, signature: Signature, json_length: int | None = Non
         if json_length > len(body):
             raise bad(f"The JSON is said to have {json_length} bytes; the whole body has {len(body)}.")
         body, raw = body[:json_length], _Raw(memoryview(body)[json_length:])
-    document = parse_json(body)
+    document = parse_tensors(body)
     if type(document) is not dict:
         raise bad(f"The body must be a JSON object; got {kind(document)}.")
     if not document.keys() <= _REQUEST_FIELDS:
@@ -206,15 +197,38 @@ def _tensor(item: dict[str, Any], spec: TensorSpec, raw: _Raw) -> np.ndarray:
         if data is not None:
             raise bad(f"Input {spec.name!r} has both 'data' and binary_data_size; send one of them.")
         return from_raw(raw.take(parameters["binary_data_size"], f"Input {spec.name!r}"), shape, spec)
+    if type(data) is np.ndarray:
+        return _narrowed(_counted(data, shape, spec), spec).reshape(shape)
     if type(data) is not list:
         raise bad(f"Input {spec.name!r} needs its numbers in a list 'data'; got {kind(data)}.")
     if data and type(data[0]) is list:
         data = _flat(data, shape, spec)
+    return _array(_counted(data, shape, spec), spec).reshape(shape)
+
+
+def _counted(data: Any, shape: tuple[int, ...], spec: TensorSpec) -> Any:
+    """Return the numbers, if they are as many as the shape holds."""
     if len(data) != math.prod(shape):
         raise bad(
             f"Input {spec.name!r} has {len(data)} values for shape {list(shape)}, which holds {math.prod(shape)}."
         )
-    return _array(data, spec).reshape(shape)
+    return data
+
+
+def _narrowed(data: np.ndarray, spec: TensorSpec) -> np.ndarray:
+    """Return an array of the declared dtype, where each number is in its range."""
+    dtype = np.dtype(spec.dtype)
+    if dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            array = data.astype(dtype)
+        fits = bool(np.isfinite(array).all())
+    else:
+        limits = np.iinfo(dtype)
+        fits = bool(limits.min <= int(data.min()) and int(data.max()) <= limits.max)
+        array = data.astype(dtype)
+    if not fits:
+        raise _out_of_range(spec)
+    return array
 
 
 def _flat(data: list[Any], shape: tuple[int, ...], spec: TensorSpec) -> list[Any]:
@@ -235,20 +249,23 @@ def _array(data: list[Any], spec: TensorSpec) -> np.ndarray:
     """Return the numbers as an array of the declared dtype, where each is one of that kind and in its range."""
     dtype = np.dtype(spec.dtype)
     allowed = _ALLOWED[dtype.kind]
-    found = set(map(type, data))
-    if not found <= allowed:
+    if not allowed.issuperset(map(type, data)):
         wrong = next(value for value in data if type(value) not in allowed)
         raise bad(f"Input {spec.name!r} is {spec.datatype}; got {short(wrong)} among its values.")
     if spec.dtype == BYTES:
         return _texts(data, spec)
+    if dtype.kind == "f" and not (-_ENDS[spec.dtype] < min(data) and max(data) < _ENDS[spec.dtype]):
+        raise _out_of_range(spec)
+    if spec.dtype == "float32":  # twice as fast as numpy, and nearly everybody's
+        return np.frombuffer(packed_floats("f", data), np.float32)
     try:
-        with np.errstate(over="ignore"):
-            array = np.array(data, dtype)
+        return np.array(data, dtype)
     except OverflowError:
-        raise bad(f"Input {spec.name!r} has a value that is out of range for {spec.datatype}.") from None
-    if dtype.kind == "f" and not np.isfinite(array).all():
-        raise bad(f"Input {spec.name!r} has a value that is out of range for {spec.datatype}.")
-    return array
+        raise _out_of_range(spec) from None
+
+
+def _out_of_range(spec: TensorSpec) -> Exception:
+    return bad(f"Input {spec.name!r} has a value that is out of range for {spec.datatype}.")
 
 
 def _texts(data: list[str], spec: TensorSpec) -> np.ndarray:
@@ -309,21 +326,6 @@ def _flag(parameters: dict[str, Any], name: str) -> bool | None:
     if value is not None and type(value) is not bool:
         raise bad(f"The parameter {name!r} must be true or false; got {short(value)}.")
     return value
-
-
-def _deeper_than(document: Any, limit: int) -> bool:
-    level: Iterable[Any] = [document]
-    for _ in range(limit):
-        level = [
-            value
-            for item in level
-            if type(item) in (dict, list)
-            for value in (item.values() if type(item) is dict else item)
-            if type(value) in (dict, list)
-        ]
-        if not level:
-            return False
-    return True
 
 
 def _unknown(where: str, found: Mapping[str, Any], known: frozenset[str]) -> Exception:

@@ -14,8 +14,9 @@ import orjson
 from shipline.backends.base import Arrays
 from shipline.serve.errors import RequestError, bad
 from shipline.serve.http.body import JSON, RawHeaders
+from shipline.serve.http.document import parse_json
 from shipline.serve.http.endpoints import OFF_LOOP_BYTES, Answer, Headers, PredictionEndpoint, off_loop
-from shipline.serve.http.infer import parse_json, predict_response
+from shipline.serve.http.infer import predict_response
 from shipline.serve.jobs import Terms
 from shipline.serve.model import ServedModel
 

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 
 from shipline.serve import description
 from shipline.serve.errors import RequestError, bad
-from shipline.serve.http.infer import parse_json
+from shipline.serve.http.document import parse_json
 from shipline.serve.metrics import CONTENT_TYPE
 from shipline.serve.repository import no_such_model
 

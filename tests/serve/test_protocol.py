@@ -15,7 +15,8 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as arrays
 
 from shipline.serve.errors import RequestError
-from shipline.serve.http.infer import MAX_DEPTH, InferRequest, infer_response, parse_infer, parse_json, predict_response
+from shipline.serve.http.document import LARGE_BYTES, MAX_DEPTH, parse_json, parse_tensors
+from shipline.serve.http.infer import InferRequest, infer_response, parse_infer, predict_response
 from shipline.signature import OIP_DATATYPES, Signature, TensorSpec
 
 GRAPHS = {"linear": artifacts.linear(), "masked": artifacts.masked(), "total": artifacts.total()}
@@ -34,20 +35,31 @@ def body(dtype: str, shape: list[int], data: Any) -> bytes:
     return request({"name": "x", "shape": shape, "datatype": OIP_DATATYPES[dtype], "data": data})
 
 
+# Large bodies are read by another parser; blanks before the end of the document make one large.
+small_and_large = pytest.mark.parametrize("blanks", [0, LARGE_BYTES], ids=["small", "large"])
+
+
+def padded(body: bytes, blanks: int) -> bytes:
+    """The body, with blanks behind the document, where JSON allows them."""
+    return body + b" " * blanks
+
+
+@small_and_large
 @pytest.mark.parametrize("case", BAD, ids=[case.name for case in BAD])
-def test_a_bad_request_is_refused_and_says_why(case: Bad) -> None:
+def test_a_bad_request_is_refused_and_says_why(case: Bad, blanks: int) -> None:
     with pytest.raises(RequestError) as caught:
-        parse_infer(case.body, GRAPHS[case.model].signature)
+        parse_infer(padded(case.body, blanks), GRAPHS[case.model].signature)
     assert caught.value.status == 400
     assert re.search(case.says, caught.value.message)
     assert caught.value.message.isprintable()
     assert len(caught.value.message) < 300
 
 
-def test_the_good_requests_that_the_bad_ones_are_made_of_are_good() -> None:
+@small_and_large
+def test_the_good_requests_that_the_bad_ones_are_made_of_are_good(blanks: int) -> None:
     """Otherwise each could be refused for another reason than its own."""
-    assert parse_infer(x(), LINEAR).inputs["x"].tolist() == [[1, 2.5, -3, 4], [5, 6, 7, 8]]
-    found = parse_infer(request(GOOD_IDS, GOOD_KEEP), MASKED)
+    assert parse_infer(padded(x(), blanks), LINEAR).inputs["x"].tolist() == [[1, 2.5, -3, 4], [5, 6, 7, 8]]
+    found = parse_infer(padded(request(GOOD_IDS, GOOD_KEEP), blanks), MASKED)
     assert (found.inputs["ids"].tolist(), found.inputs["keep"].tolist()) == ([[1, 2, 3]], [[True, False, True]])
     assert (found.rows, found.id, found.outputs) == (1, None, ["kept", "dropped"])
 
@@ -87,6 +99,28 @@ def test_outputs_are_chosen(outputs: Any, chosen: list[str]) -> None:
 def test_the_id_comes_back_as_it_was(value: str) -> None:
     found = parse_infer(x()[:-1] + b', "id": ' + json.dumps(value).encode() + b"}", LINEAR)
     assert answered(found, {"y": np.zeros((2, 3), np.float32)})["id"] == value
+
+
+@pytest.mark.parametrize("datatype", ["FP32", "INT64", "UINT8", "BOOL", "BYTES", "X", None, 7])
+@pytest.mark.parametrize(
+    "data", [[1, 2], [1.5, -2], [-1, 2**63], [[1], [2]], [], [True], ["a"], [None], [1, "a"], {}, "x", None, 3]
+)
+def test_both_parsers_find_the_same_document(datatype: Any, data: Any) -> None:
+    """But for flat lists of numbers, of which the one for large bodies makes arrays."""
+    item = {"name": "x", "shape": [2], "datatype": datatype, "data": data, "parameters": {"a": [1]}}
+    for inputs in ([item], [item, item], [1, item], [[item]], item, [], None):
+        text = json.dumps({"id": "i", "inputs": inputs, "outputs": [{"name": "y"}], "parameters": {}}).encode()
+        large = parse_tensors(padded(text, LARGE_BYTES))
+        for tensor in large["inputs"] if isinstance(inputs, list) else []:
+            if isinstance(tensor, dict) and isinstance(tensor["data"], np.ndarray):
+                tensor["data"] = tensor["data"].tolist()
+        assert large == parse_json(text)
+
+
+def test_of_equal_names_the_last_counts_for_both_parsers() -> None:
+    text = b'{"inputs": [{"data": [1, 2], "data": [3, 4]}], "id": "a", "id": "b"}'
+    assert parse_tensors(padded(text, LARGE_BYTES)) == parse_json(text)
+    assert parse_json(text)["id"] == "b"
 
 
 def test_without_an_id_none_comes_back() -> None:
@@ -143,17 +177,19 @@ RANGES: dict[str, tuple[list[Any], list[Any]]] = {
 }
 
 
+@small_and_large
 @pytest.mark.parametrize(("dtype", "value"), [(dtype, value) for dtype, (good, _) in RANGES.items() for value in good])
-def test_values_at_the_ends_of_the_range_are_exact(dtype: str, value: Any) -> None:
-    found = parse_infer(body(dtype, [2], [value, value]), signature(dtype)).inputs["x"]
+def test_values_at_the_ends_of_the_range_are_exact(dtype: str, value: Any, blanks: int) -> None:
+    found = parse_infer(padded(body(dtype, [2], [value, value]), blanks), signature(dtype)).inputs["x"]
     assert found.dtype == np.dtype(dtype)
     assert found.tolist() == np.array([value, value], dtype).tolist()
 
 
+@small_and_large
 @pytest.mark.parametrize(("dtype", "value"), [(dtype, value) for dtype, (_, bad) in RANGES.items() for value in bad])
-def test_values_outside_of_the_range_are_refused(dtype: str, value: Any) -> None:
+def test_values_outside_of_the_range_are_refused(dtype: str, value: Any, blanks: int) -> None:
     with pytest.raises(RequestError, match=r"out of range for|among its values") as caught:
-        parse_infer(body(dtype, [2], [RANGES[dtype][0][0], value]), signature(dtype))
+        parse_infer(padded(body(dtype, [2], [RANGES[dtype][0][0], value]), blanks), signature(dtype))
     assert caught.value.status == 400
 
 

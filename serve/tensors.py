@@ -1,14 +1,8 @@
-"""Tensors as clients send them, whatever the protocol: shapes checked, raw bytes to arrays and back.
-
-Raw bytes are the Open Inference Protocol's binary form: row-major, little-endian, without padding; of BYTES, each
-element behind its length in four bytes. https://github.com/kserve/open-inference-protocol
-"""
+"""Tensors as clients send them, whatever the protocol: shapes checked, raw bytes (shipline.wire) to arrays and back."""
 
 from __future__ import annotations
 
 import math
-import struct
-import sys
 from typing import Any
 
 import numpy as np
@@ -16,12 +10,9 @@ import numpy as np
 from shipline.backends.base import Arrays
 from shipline.serve.errors import bad
 from shipline.signature import BYTES, DYNAMIC, TensorSpec
+from shipline.wire import elements_from_raw, to_raw as to_raw
 
 _WHOLE = frozenset({int})
-_LENGTH = struct.Struct("<I")
-
-if sys.byteorder != "little":  # what is sent is, and arrays are taken as they lie in memory
-    raise ImportError("Shipline serves on little-endian machines only.")
 
 
 def check_shape(shape: Any, spec: TensorSpec) -> tuple[int, ...]:
@@ -43,7 +34,10 @@ def from_raw(data: bytes | memoryview, shape: tuple[int, ...], spec: TensorSpec)
     NaN and infinities are taken: only JSON cannot hold them.
     """
     if spec.dtype == BYTES:
-        return _from_raw_bytes(data, shape, spec)
+        try:
+            return elements_from_raw(data, math.prod(shape)).reshape(shape)
+        except ValueError as error:
+            raise bad(f"Input {spec.name!r} {error}.") from None
     dtype, count = np.dtype(spec.dtype), math.prod(shape)
     if len(data) != count * dtype.itemsize:
         raise bad(
@@ -54,14 +48,6 @@ def from_raw(data: bytes | memoryview, shape: tuple[int, ...], spec: TensorSpec)
         raise bad(f"Input {spec.name!r} is BOOL; got a byte other than 0 and 1.")
     array = np.frombuffer(data, dtype).reshape(shape)
     return array if array.flags.aligned else array.copy()
-
-
-def to_raw(array: np.ndarray) -> bytes | memoryview:
-    """Return the array's bytes, without a copy where it lies in one piece."""
-    if array.dtype == np.object_:
-        elements = map(_encoded, array.ravel())
-        return b"".join(part for element in elements for part in (_LENGTH.pack(len(element)), element))
-    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def common_rows(inputs: Arrays) -> int:
@@ -84,24 +70,3 @@ def kind(value: Any) -> str:
     """Return what sort of JSON value this is."""
     kinds = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "nothing"}
     return kinds.get(type(value), "a number")
-
-
-def _from_raw_bytes(data: bytes | memoryview, shape: tuple[int, ...], spec: TensorSpec) -> np.ndarray:
-    """Return the elements, each behind its length; their number is known before any memory is taken for them."""
-    count, at = math.prod(shape), 0
-    if len(data) < count * _LENGTH.size:
-        raise bad(f"Input {spec.name!r} has {len(data)} bytes for {count} elements, each behind four of its length.")
-    found = np.empty(count, object)
-    for number in range(count):
-        start = at + _LENGTH.size
-        end = start + _LENGTH.unpack_from(data, at)[0] if start <= len(data) else start
-        if end > len(data):
-            raise bad(f"Input {spec.name!r} ends within element {number} of {count}.")
-        found[number], at = bytes(data[start:end]), end
-    if at != len(data):
-        raise bad(f"Input {spec.name!r} has {len(data) - at} bytes behind its {count} elements.")
-    return found.reshape(shape)
-
-
-def _encoded(element: Any) -> bytes:
-    return element if isinstance(element, bytes) else str(element).encode()

@@ -15,7 +15,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shipline.client import Client as Client
+    from shipline.client import AsyncClient as AsyncClient, Client as Client
     from shipline.compose import export as export
     from shipline.errors import ShiplineError as ShiplineError
     from shipline.export.huggingface import huggingface as huggingface
@@ -40,6 +40,7 @@ logging.getLogger("shipline").addHandler(logging.NullHandler())
 
 # The public surface: name -> "module:attribute". `export` and `serve` are packages that can be called.
 _SURFACE = {
+    "AsyncClient": "shipline.client:AsyncClient",
     "Callback": "shipline.train:Callback",
     "Client": "shipline.client:Client",
     "DataModule": "shipline.train:DataModule",

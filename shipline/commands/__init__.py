@@ -18,6 +18,7 @@ COMMANDS = {
     "import": "publish an ONNX file from elsewhere",
     "serve": "answer predictions over HTTP",
     "predict": "ask a server",
+    "load-test": "load a server, and check its answers",
     "inspect": "show what a repository, a model or a version holds",
     "list": "show what has a name in settings: callbacks, strategies, loggers ...",
     "runs": "list the runs below a URL, or compare some",
@@ -55,12 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _module_of(command: str) -> str:
-    """Python keeps some names for itself."""
-    return f"{command}_" if keyword.iskeyword(command) else command
+    """Python keeps some names for itself, and has no hyphen in any."""
+    return f"{command}_" if keyword.iskeyword(command) else command.replace("-", "_")
 
 
 def _help() -> str:
-    lines = [f"  {name:<8} {text}" for name, text in COMMANDS.items()]
+    lines = [f"  {name:<9} {text}" for name, text in COMMANDS.items()]
     return "\n".join(
         [
             "usage: shipline <command> ...",

@@ -21,9 +21,9 @@ from shipline.client import Client
 from shipline.errors import NotFoundError, ServingError
 
 
-@pytest.fixture
-def client(url: str) -> Iterator[Client]:
-    with Client(url) as client:
+@pytest.fixture(params=[True, False], ids=["binary", "json"])
+def client(request: pytest.FixtureRequest, url: str) -> Iterator[Client]:
+    with Client(url, binary=request.param) as client:
         yield client
 
 
@@ -63,8 +63,6 @@ def test_infer_gives_nan_where_json_had_null(client: Client) -> None:
 @pytest.mark.parametrize(
     ("inputs", "says"),
     [
-        ({"x": np.array([[np.nan, 1, 2, 3]], np.float32)}, "'x' has NaN or infinities, which JSON cannot hold"),
-        ({"x": np.array([[np.inf, 1, 2, 3]], np.float32)}, "'x' has NaN or infinities, which JSON cannot hold"),
         ({"x": np.array([["a"]])}, r"'x' is str\d*; tensors can be bool, uint8"),
         ({"x": np.array([[{}]])}, "'x' is object; tensors can be bool, uint8"),
         ({"x": np.zeros((1, 4))}, "answered 400: Input 'x' must be FP32; got 'FP64'"),
@@ -76,6 +74,18 @@ def test_infer_gives_nan_where_json_had_null(client: Client) -> None:
 def test_infer_says_what_is_wrong(client: Client, inputs: dict[str, np.ndarray], says: str) -> None:
     with pytest.raises(ServingError, match=says):
         client.infer("linear", inputs)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_infer_sends_what_json_cannot_hold_as_bytes(url: str, value: float) -> None:
+    x = {"x": np.array([[value, 1, 2, 3]], np.float32)}
+    with np.errstate(invalid="ignore"):
+        expected = GRAPHS["linear"].function(x)["y"]
+    with Client(url) as client:
+        np.testing.assert_array_equal(client.infer("linear", x)["y"], expected)
+    says = pytest.raises(ServingError, match="'x' has NaN or infinities, which JSON cannot hold")
+    with Client(url, binary=False) as client, says:
+        client.infer("linear", x)
 
 
 def test_predict_takes_bytes_and_files(client: Client, tmp_path: Path) -> None:

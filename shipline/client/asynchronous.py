@@ -50,6 +50,26 @@ class AsyncClient(BaseClient[httpx.AsyncClient]):
         """Return the model's signature, metrics, verdicts and lineage."""
         return await self._ask(requests.metadata(model, version))
 
+    async def models(self) -> list[dict[str, Any]]:
+        """Return name, version and state of every model."""
+        return await self._ask(requests.models())
+
+    async def load(self, model: str) -> None:
+        """Have the version loaded that is stable now, beside the one that answers until then.
+
+        Raises:
+            ServingError: it does not load, or does not prove itself; the one that answered goes on.
+        """
+        await self._ask(requests.change(model, "load"))
+
+    async def unload(self, model: str) -> None:
+        """Have a model answer no more.
+
+        Raises:
+            ServingError: there is no such model.
+        """
+        await self._ask(requests.change(model, "unload"))
+
     async def predict(self, model: str, raw: bytes | Path | Any, *, version: str | None = None) -> dict[str, Any]:
         """Return the answer to a raw input, as `Client.predict` does.
 

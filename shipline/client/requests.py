@@ -64,6 +64,17 @@ def ready() -> Request[bool]:
     return Request("GET", "/v2/health/ready", _always(b"", {}), lambda reply: True)
 
 
+def models() -> Request[list[dict[str, Any]]]:
+    """Return the request for the state of every model."""
+    return Request("POST", "/v2/repository/index", _always(b"{}", _JSON), _document)
+
+
+def change(model: str, action: str) -> Request[None]:
+    """Return the request to `load` or to `unload` a model."""
+    path = f"/v2/repository/models/{_path(model, None)}/{action}"
+    return Request("POST", path, _always(b"{}", _JSON), lambda reply: None)
+
+
 def predict(model: str, raw: bytes | Path | Any, version: str | None) -> Request[dict[str, Any]]:
     """Return the request for the answer to a raw input.
 

@@ -50,6 +50,26 @@ class Client(BaseClient[httpx.Client]):
         """Return the model's signature, metrics, verdicts and lineage."""
         return self._ask(requests.metadata(model, version))
 
+    def models(self) -> list[dict[str, Any]]:
+        """Return name, version and state of every model."""
+        return self._ask(requests.models())
+
+    def load(self, model: str) -> None:
+        """Have the version loaded that is stable now, beside the one that answers until then.
+
+        Raises:
+            ServingError: it does not load, or does not prove itself; the one that answered goes on.
+        """
+        self._ask(requests.change(model, "load"))
+
+    def unload(self, model: str) -> None:
+        """Have a model answer no more.
+
+        Raises:
+            ServingError: there is no such model.
+        """
+        self._ask(requests.change(model, "unload"))
+
     def predict(self, model: str, raw: bytes | Path | Any, *, version: str | None = None) -> dict[str, Any]:
         """Return the answer to a raw input.
 

@@ -34,6 +34,7 @@ from shipline.client.retry import Attempts, retry_after
 from shipline.errors import ConfigError, NotFoundError, ServingError
 from shipline.serve.errors import RequestError
 from shipline.serve.http.infer import infer_response, parse_infer
+from shipline.serve.server import BackgroundServer
 from shipline.signature import DATATYPES, Signature, TensorSpec
 
 KEY = "key-5ec2e7"
@@ -115,6 +116,20 @@ def test_they_answer_alike(ask: Twin, url: str, tmp_path: Path) -> None:
         for name, array in graph.function(graph.golden).items():
             assert found[name].dtype == array.dtype
             np.testing.assert_allclose(found[name], array)
+
+
+def test_models_are_loaded_and_unloaded(ask: Twin, tmp_path: Path) -> None:
+    artifacts.publish(f"{tmp_path}/linear", GRAPHS["linear"])
+    with BackgroundServer(str(tmp_path)) as server:
+        (state,) = ask(server.url, "models")
+        assert (state["name"], state["version"], state["state"]) == ("linear", "1", "READY")
+        assert ask(server.url, "unload", "linear") is None
+        with pytest.raises(ServingError, match="answered 40"):
+            ask(server.url, "infer", "linear", GRAPHS["linear"].golden)
+        assert ask(server.url, "load", "linear") is None
+        assert ask(server.url, "infer", "linear", GRAPHS["linear"].golden).keys() == {"y"}
+        with pytest.raises(ServingError, match="answered 404"):
+            ask(server.url, "load", "nobody")
 
 
 def test_nobody_listens(ask: Twin, waits: list[float]) -> None:

@@ -10,6 +10,7 @@ import asyncio
 import re
 import ssl
 from dataclasses import dataclass
+from time import monotonic
 from typing import cast
 
 import httpx
@@ -148,7 +149,7 @@ class Connection(asyncio.Protocol):
         self._reader = AnswerReader()
         self._transport: asyncio.Transport | None = None
         self._waiting: asyncio.Future[Answer] | None = None
-        self.used = self._loop.time()  # when it was last
+        self.used = monotonic()  # when it was last
 
     @classmethod
     async def open(cls, url: httpx.URL, context: ssl.SSLContext | None) -> Connection:
@@ -195,7 +196,7 @@ class Connection(asyncio.Protocol):
         self._end(ConnectionError("The connection ended before the answer did."))
 
     def _give(self, answer: Answer) -> None:
-        self.used = self._loop.time()
+        self.used = monotonic()
         if self._reader.closes:
             self.close()
         if self._waiting is not None and not self._waiting.done():

@@ -12,6 +12,7 @@ import asyncio
 import itertools
 import ssl
 from collections.abc import Sequence
+from time import monotonic  # that of uvloop's loops stands still for a millisecond
 
 import httpx
 import numpy as np
@@ -20,6 +21,9 @@ from shipline.client.base import KEEPALIVE_S
 from shipline.loadtest.http import Answer, BadAnswerError, Connection
 from shipline.loadtest.results import RIGHT, TIMEOUT, WRONG, Result
 from shipline.loadtest.rows import Row
+
+# Timers of event loops go by the millisecond: who is due within it is sent now, and counted from now.
+TICK_S = 1e-3
 
 
 class Caller:
@@ -31,7 +35,6 @@ class Caller:
         self._places = asyncio.Semaphore(connections)
         self._idle: list[Connection] = []  # the last used first: few connections stay warm at a low rate
         self._timeout = timeout
-        self._time = asyncio.get_running_loop().time
 
     async def ask(self, message: bytes) -> Answer:
         """Return the answer to a request; OSError or BadAnswerError where there is none."""
@@ -48,11 +51,11 @@ class Caller:
     async def count(self, row: Row, due: float, result: Result) -> None:
         """Ask a row that was due at a time, and put what came back into the result."""
         try:
-            async with asyncio.timeout_at(due + self._timeout):
+            async with asyncio.timeout(due + self._timeout - monotonic()):
                 answer = await self.ask(row.message)
         except TimeoutError:
             result.counts[TIMEOUT] += 1
-            result.latencies.append(self._time() - due)
+            result.latencies.append(monotonic() - due)
         except ConnectionRefusedError:
             result.counts["refused"] += 1
         except OSError:
@@ -61,7 +64,7 @@ class Caller:
             result.counts["no HTTP"] += 1
         else:
             if answer.status == 200:
-                result.latencies.append(self._time() - due)
+                result.latencies.append(monotonic() - due)
                 result.counts[RIGHT if row.is_right(answer) else WRONG] += 1
             else:
                 result.counts[str(answer.status)] += 1
@@ -74,7 +77,7 @@ class Caller:
     async def _connection(self) -> Connection:
         while self._idle:
             connection = self._idle.pop()
-            if not connection.closed and self._time() - connection.used < KEEPALIVE_S:
+            if not connection.closed and monotonic() - connection.used < KEEPALIVE_S:
                 return connection
             connection.close()
         return await Connection.open(self._url, self._context)
@@ -82,29 +85,30 @@ class Caller:
 
 async def closed_loop(caller: Caller, rows: Sequence[Row], connections: int, seconds: float) -> Result:
     """Ask over so many connections, on each again as soon as it is answered."""
-    time, turns = asyncio.get_running_loop().time, itertools.cycle(rows)
-    result, begins = Result(f"{connections} connections"), time()
+    turns = itertools.cycle(rows)
+    result, begins = Result(f"{connections} connections"), monotonic()
 
     async def keep_asking() -> None:
-        while (now := time()) < begins + seconds:
+        while (now := monotonic()) < begins + seconds:
             await caller.count(next(turns), now, result)
 
     await asyncio.gather(*(keep_asking() for _ in range(connections)))
-    result.seconds = max(time() - begins, seconds)
+    result.seconds = max(monotonic() - begins, seconds)
     return result
 
 
 async def open_loop(caller: Caller, rows: Sequence[Row], rate: float, seconds: float) -> Result:
     """Ask at the times of a Poisson process, whatever the answers do."""
-    time, turns = asyncio.get_running_loop().time, itertools.cycle(rows)
-    result, begins = Result(f"{rate:g}/s"), time()
+    turns = itertools.cycle(rows)
+    result, begins = Result(f"{rate:g}/s"), monotonic()
     async with asyncio.TaskGroup() as asking:
         for at in arrivals(rate, seconds):
             due = begins + at
-            await asyncio.sleep(max(due - time(), 0))
-            result.late.append(max(time() - due, 0))
-            asking.create_task(caller.count(next(turns), due, result))
-    result.seconds = max(time() - begins, seconds)
+            await asyncio.sleep(max(due - TICK_S - monotonic(), 0))
+            now = monotonic()
+            result.late.append(max(now - due, 0))
+            asking.create_task(caller.count(next(turns), min(due, now), result))
+    result.seconds = max(monotonic() - begins, seconds)
     return result
 
 

@@ -58,8 +58,9 @@ def plot(results: Sequence[Result], path: str) -> None:
         if result.latencies:
             values = np.sort(result.latencies) * 1e3
             axes.plot(len(values) / np.arange(len(values), 0, -1), values, label=result.name, drawstyle="steps-pre")
-    axes.set(xscale="log", yscale="log", xlabel="quantile", ylabel="latency, ms", title="Latency, at most, of a share")
+    axes.set(xscale="log", yscale="log", xlabel="quantile", ylabel="latency, ms", title="Latency by quantile")
     axes.set_xticks([1, 2, 10, 100, 1000, 10_000], ["0", "50 %", "90 %", "99 %", "99.9 %", "99.99 %"])
+    axes.xaxis.minorticks_off()
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path)

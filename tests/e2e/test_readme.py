@@ -65,6 +65,7 @@ def test_the_commands_are_all_there_are() -> None:
         "inspect",
         "serve",
         "predict",
+        "load-test",
         "up",
     ]
 
@@ -93,6 +94,13 @@ def test_the_predict_line(server: str, workplace: Path) -> None:
         "http://127.0.0.1:8000", server
     )
     assert re.fullmatch(r"7  [01]\.\d{3}\n", run(*predict.split()[1:], cwd=workplace))
+
+
+def test_the_load_test_line(server: str, workplace: Path) -> None:
+    load = next(line for line in commands("shipline train") if "load-test" in line)
+    shown = run(*load.replace("http://127.0.0.1:8000", server).split()[1:], "--seconds", "1", cwd=workplace)
+    assert "100/s" in shown
+    assert "wrong" not in shown
 
 
 def test_the_triton_client(server: str) -> None:

@@ -8,13 +8,17 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator, Sequence
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Self
 
-import uvicorn
-
 from shipline.errors import ConfigError, ServingError, ShiplineError
+from shipline.serve.access import Access
 from shipline.serve.http.app import Application
+from shipline.serve.http.connection import Config
+from shipline.serve.http.gate import Gate, Hosts, hosts_of
+from shipline.serve.http.listening import Server, health_config, tls_context
+from shipline.serve.keys import Keys
+from shipline.serve.settings import ServerSettings
 from shipline.serve.trust import Trust
 from shipline.store import redact
 
@@ -23,25 +27,12 @@ logger = logging.getLogger("shipline.serve")
 GRACE_S = 30
 
 
-class _Server(uvicorn.Server):
-    """uvicorn, which says that it is not ready before it stops."""
-
-    def __init__(self, config: uvicorn.Config, app: Application) -> None:
-        super().__init__(config)
-        self._app = app
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Take no new traffic, finish what was accepted."""
-        self._app.stopping = True
-        super().handle_exit(sig, frame)
-
-
 class Serving:
     """A server for the models below a URL, on a socket that is bound already: the port is ours or the start fails.
 
     Raises:
         ServingError: the port is taken.
-        ConfigError: there is no such port or host, or a URL to trust is none.
+        ConfigError: there is no such port or host, a URL to trust is none, or keys or certificates are not good.
     """
 
     def __init__(
@@ -52,30 +43,37 @@ class Serving:
         port: int = 8000,
         trust: Sequence[str] = (),
         grace_s: int = GRACE_S,
+        settings: ServerSettings | None = None,
     ) -> None:
         self._url = url
-        trusted = Trust(trust)
-        self._socket = _bind(host, port)
-        self._bound: tuple[str, int] = self._socket.getsockname()[:2]
-        self._app = Application(url, self._fail, trusted)
-        config = uvicorn.Config(
-            self._app,
-            http="httptools",
-            lifespan="on",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_graceful_shutdown=grace_s,
-        )
-        self._server = _Server(config, self._app)
+        settings = settings or ServerSettings()
+        self._app = Application(url, self._fail, Trust(trust))
+        keys = Keys(settings.api_keys) if settings.api_keys is not None else None
+        access = Access(keys, admin_without_key=settings.admin_without_key)
+        hosts = Hosts(settings.allowed_hosts)
+        tls = tls_context(settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None
+        self._scheme = "https" if tls else "http"
+        with contextlib.ExitStack() as undo:
+            self._socket = undo.enter_context(_bind(host, port))
+            self._bound: tuple[str, int] = self._socket.getsockname()[:2]
+            own = Hosts(hosts_of(self._bound[0]))
+            health = None
+            if settings.health_port is not None:
+                health = (
+                    health_config(Gate(self._app, own, Access()), settings.limits),
+                    _bind(host, settings.health_port),
+                )
+            undo.pop_all()
+        gate = Gate(self._app, own if settings.allowed_hosts is None else hosts, access)
+        config = Config(gate, settings.limits, tls, lifespan="on", timeout_graceful_shutdown=grace_s)
+        self._server = Server(config, self._app, health)
         self._error: ShiplineError | None = None
 
     @property
     def address(self) -> str:
         """The server's own URL."""
         host, port = self._bound
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return f"{self._scheme}://[{host}]:{port}" if ":" in host else f"{self._scheme}://{host}:{port}"
 
     @property
     def ready(self) -> bool:
@@ -99,6 +97,7 @@ class Serving:
                 self._server.run(sockets=[self._socket])
         finally:
             self._socket.close()
+            self._server.close_health()
         if self._error is not None:
             raise self._error
 
@@ -128,8 +127,16 @@ class Serving:
 class BackgroundServer:
     """A server in a thread of this process, ready when the block begins and stopped when it ends."""
 
-    def __init__(self, url: str, *, host: str = "127.0.0.1", port: int = 0, trust: Sequence[str] = ()) -> None:
-        self._serving = Serving(url, host=host, port=port, trust=trust)
+    def __init__(
+        self,
+        url: str,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        trust: Sequence[str] = (),
+        settings: ServerSettings | None = None,
+    ) -> None:
+        self._serving = Serving(url, host=host, port=port, trust=trust, settings=settings)
         self._thread = threading.Thread(target=self._run, name="shipline-serve")
 
     @property
@@ -158,7 +165,14 @@ class BackgroundServer:
             logger.debug("The server ended: %s", error)  # whoever entered the block raises it
 
 
-def serve(url: str, *, host: str = "127.0.0.1", port: int = 8000, trust: Sequence[str] = ()) -> None:
+def serve(
+    url: str,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    trust: Sequence[str] = (),
+    settings: ServerSettings | None = None,
+) -> None:
     """Serve every model below `url`, or one model, or one version, until a signal.
 
     Args:
@@ -167,14 +181,16 @@ def serve(url: str, *, host: str = "127.0.0.1", port: int = 8000, trust: Sequenc
         port: to listen on; 0 is any free one.
         trust: URLs below which models may hold code: TorchScript, torch.export, AOTInductor. Whoever may write there
             can run what they like in this process.
+        settings: who is let in, and how long and how much a client may take.
 
     Raises:
         ServingError: the port is taken, a model answers its own golden rows wrongly on this machine, or it holds code
             and is not below a URL that is trusted.
         NotFoundError: there is no artifact.
         IntegrityError: a file is damaged.
+        ConfigError: there is no such host, or a setting is wrong.
     """
-    Serving(url, host=host, port=port, trust=trust).run()
+    Serving(url, host=host, port=port, trust=trust, settings=settings).run()
 
 
 def _bind(host: str, port: int) -> socket.socket:

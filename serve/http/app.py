@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -63,6 +63,11 @@ class Application(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document, with the prediction endpoints of the models that are loaded now."""
         return describe(self, self.repository.models())
+
+    @property
+    def predictions(self) -> Mapping[str, Endpoint]:
+        """The paths that are answered before any router."""
+        return self._endpoints
 
     @property
     def ready(self) -> bool:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+from jsonargparse import ArgumentParser
 
 from shipline.commands.console import split_positional
 from shipline.commands.logs import log_to_terminal
@@ -12,6 +15,8 @@ from shipline.errors import ConfigError
 
 def run(arguments: Sequence[str]) -> None:
     """Serve until a signal."""
+    from shipline.plugins import load_target
+
     arguments = log_to_terminal(arguments)
     url, rest = split_positional(arguments)
     parser = new_parser("serve", "Serve every model below a URL, given first; or one model; or one version.")
@@ -25,9 +30,45 @@ def run(arguments: Sequence[str]) -> None:
         help="URL below which models may hold code (TorchScript, torch.export, AOTInductor): whoever may write there "
         "can run what they like here. May be given several times.",
     )
+    limits = load_target("shipline.serve.settings:Limits")
+    _add_safety(parser, limits)
     settings = parse(parser, rest)
     if url is None:
         raise ConfigError("What to serve? Give a URL first, such as: shipline serve s3://bucket/models --port 8000")
-    from shipline.plugins import load_target
+    safety = load_target("shipline.serve.settings:ServerSettings")(
+        api_keys=settings.api_keys,
+        admin_without_key=settings.admin_without_key,
+        allowed_hosts=settings.allowed_hosts,
+        tls_cert=settings.tls_cert,
+        tls_key=settings.tls_key,
+        health_port=settings.health_port,
+        limits=limits(**vars(settings.limits)),
+    )
+    load_target("shipline.serve.server:serve")(
+        url, host=settings.host, port=settings.port, trust=settings.trust, settings=safety
+    )
 
-    load_target("shipline.serve.server:serve")(url, host=settings.host, port=settings.port, trust=settings.trust)
+
+def _add_safety(parser: ArgumentParser, limits: Any) -> None:
+    """Who is let in, and how."""
+    parser.add_argument(
+        "--api-keys",
+        type=str,
+        help="File of lines 'inference KEY' or 'admin KEY' (or sha256:DIGEST): all but health needs one of them.",
+    )
+    parser.add_argument(
+        "--admin-without-key",
+        action="store_true",
+        help="Without keys, let anybody who reaches the server load and unload models.",
+    )
+    parser.add_argument(
+        "--allowed-hosts",
+        type=str,
+        action="append",
+        help="Name that requests may ask for in their Host header; '*' is any. May be given several times. By default "
+        "the loopback's names when the server listens there, else any.",
+    )
+    parser.add_argument("--tls-cert", type=str, help="Certificate (PEM, with those that vouch for it): https.")
+    parser.add_argument("--tls-key", type=str, help="The certificate's private key (PEM, without a password).")
+    parser.add_argument("--health-port", type=int, help="A second port, without TLS and keys, for health and metrics.")
+    parser.add_argument("--limits", type=limits, default=limits(), help="How long and how much a client may take.")

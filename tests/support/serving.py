@@ -138,7 +138,9 @@ def talk(url: str, *parts: bytes) -> Answer:
 def post(path: str, body: bytes, *headers: str) -> bytes:
     """A POST request as bytes."""
     return (
-        "\r\n".join([f"POST {path} HTTP/1.1", "Host: test", f"Content-Length: {len(body)}", *headers, "", ""]).encode()
+        "\r\n".join(
+            [f"POST {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}", *headers, "", ""]
+        ).encode()
         + body
     )
 

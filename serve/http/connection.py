@@ -1,0 +1,296 @@
+"""A connection: uvicorn's, with an end to what a client may send, how long it may take, and how little it may read."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import uuid
+from collections.abc import Iterable
+from typing import Any
+
+import httptools
+import uvicorn
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.server import ServerState
+
+from shipline.serve.errors import RequestError, bad, overloaded
+from shipline.serve.http.endpoints import error_answer
+from shipline.serve.http.gate import HEALTH, App, only
+from shipline.serve.settings import Limits
+
+# What the connection waits for: a request, the rest of its head, the rest of its body.
+_NOTHING, _HEAD, _BODY = range(3)
+
+_VERSIONS = ("1.1", "1.0")
+# A head is parsed in pieces of this size: many requests in one packet do not all become objects at once.
+_PIECE = 4 << 10
+# Those that follow a body in one packet do; more than so many of them are refused.
+_MANY = 16
+# Connections beyond the limit, which may ask for health.
+_EXTRA = 64
+# How long a client that was refused may go on sending: closed at once, it would be reset before it has read why.
+_LINGER_S = 2.0
+
+
+class Config(uvicorn.Config):
+    """uvicorn's settings for connections within limits."""
+
+    def __init__(self, app: App, limits: Limits, tls: ssl.SSLContext | None = None, **options: Any) -> None:
+        super().__init__(
+            app,
+            http=Connection,
+            ws="none",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            headers=[("x-content-type-options", "nosniff")],
+            ssl_context_factory=None if tls is None else lambda config, default: tls,
+            **options,
+        )
+        self.limits = limits
+
+
+class _Flow(FlowControl):
+    """Does not read on while bytes that were read already are held back."""
+
+    held = b""
+
+    def resume_reading(self) -> None:
+        if not self.held:
+            super().resume_reading()
+
+
+class Connection(HttpToolsProtocol):
+    """One client's connection. Deadlines are kept by `sweep`, for all connections at once, and not by timers."""
+
+    flow: _Flow
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._limits = config.limits
+        self._awaited = _NOTHING
+        self._since = 0.0  # the client could send what is awaited
+        self._head_bytes = 0
+        self._piece = 0
+        self._deaf = False
+        self._refusal: RequestError | None = None
+        self._crowded = False
+        self._unread_since: float | None = None
+        self._closing_since: float | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Take the connection; make room for it, or let it ask for health alone."""
+        limit, found = self._limits.connections, len(self.connections)
+        self._crowded = found >= limit and not _make_room(self.connections)
+        super().connection_made(transport)
+        self.flow = _Flow(transport)
+        self._since = self.loop.time()
+        if self._crowded:
+            self.app = only(HEALTH, self.app, overloaded("Too many connections. Try again in a second."))
+            if found >= limit + _EXTRA:
+                transport.abort()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse, a piece at a time, as far as there is room for requests."""
+        if self.flow.held:
+            self.flow.held += data
+            return
+        while data and not self._deaf:
+            if len(self.pipeline) >= self._limits.pipelined:
+                self.flow.pause_reading()
+                self.flow.held = data
+                return
+            piece = data if self._awaited == _BODY or len(data) <= _PIECE else data[:_PIECE]
+            data = data[len(piece) :]
+            self._feed(piece)
+
+    def _feed(self, piece: bytes) -> None:
+        in_head = self._awaited == _HEAD
+        self._piece = len(piece)
+        try:
+            self.parser.feed_data(piece)
+            if in_head and self._awaited == _HEAD:
+                self._head_bytes += self._piece
+                if self._head_bytes > self._limits.head_bytes:
+                    raise self._head_too_large()
+        except RequestError as error:
+            self._refuse(error)
+        except httptools.HttpParserUpgrade:  # answered as if it were not asked for, and what follows is not HTTP
+            self._deaf = True
+            self.cycle.keep_alive = False
+        except httptools.HttpParserError as error:
+            cause = error.__context__
+            self._refuse(cause if isinstance(cause, RequestError) else bad("This is not HTTP."))
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        super().on_message_begin()
+        self._awaited = _HEAD
+        self._since = self.loop.time()
+        self._head_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        """Take a part of the URL."""
+        self.url += url
+        if len(self.url) > self._limits.url_bytes:
+            raise RequestError(414, f"The URL is longer than {self._limits.url_bytes} bytes.")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header."""
+        name = name.lower()
+        if name == b"expect":
+            self.expect_100_continue = value.lower() == b"100-continue"
+        elif name == b"transfer-encoding" and (
+            value.lower() != b"chunked"
+            or self.parser.get_http_version() != "1.1"
+            or any(name == b"transfer-encoding" for name, _ in self.headers)
+        ):
+            raise bad("The one Transfer-Encoding here is 'chunked'.")
+        self.headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """Start answering, or queue the request behind the one that is being answered."""
+        if self.parser.get_http_version() not in _VERSIONS:
+            raise bad("This server speaks HTTP/1.1.")
+        if len(self.headers) > self._limits.headers or (
+            self._head_bytes + self._piece > self._limits.head_bytes and self._head() > self._limits.head_bytes
+        ):
+            raise self._head_too_large()
+        if len(self.pipeline) >= _MANY * self._limits.pipelined:
+            raise RequestError(429, "Too many requests at once, before the first of them was answered.")
+        super().on_headers_complete()
+        self._awaited = _BODY
+        if self._crowded:
+            self.cycle.keep_alive = False
+
+    def on_message_complete(self) -> None:
+        """A request has arrived."""
+        super().on_message_complete()
+        self._awaited = _NOTHING
+
+    def on_response_complete(self) -> None:
+        """Go on with the next request, or wait for one."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self._since = self.loop.time()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self._refusal is not None:
+            self._say(self._refusal)
+        else:
+            self.flow.resume_reading()
+        if self.flow.held and len(self.pipeline) < self._limits.pipelined:
+            held, self.flow.held = self.flow.held, b""
+            self.data_received(held)
+            if not self.pipeline:
+                self.flow.resume_reading()
+
+    def pause_writing(self) -> None:
+        """More waits for the client than should."""
+        super().pause_writing()
+        self._unread_since = self.loop.time()
+
+    def resume_writing(self) -> None:
+        """The client has read most of what waited for it."""
+        super().resume_writing()
+        self._unread_since = None
+
+    @property
+    def idle_since(self) -> float | None:
+        """Since when nothing has been asked, nor is being answered."""
+        if self._awaited != _NOTHING or self._deaf or self._answering() or self.transport.is_closing():
+            return None
+        return self._since
+
+    def sweep(self, now: float) -> None:
+        """End what has taken too long."""
+        if self.transport.is_closing():
+            self._closing_since = self._closing_since or now
+        unread = self._closing_since or self._unread_since
+        if unread is not None:
+            if now - unread > self._limits.write_s:
+                self.transport.abort()
+        elif now - self._since > self._allowed_s():
+            if self._deaf or (self._awaited == _NOTHING):
+                self.transport.close()
+            else:
+                self._refuse(RequestError(408, "The request did not arrive in time."))
+
+    def _allowed_s(self) -> float:
+        """How long the client may keep silent."""
+        if self._answering():
+            return float("inf")
+        if self._deaf:
+            return _LINGER_S
+        if self._awaited == _BODY:
+            return self._limits.body_s
+        if self._awaited == _HEAD or self.cycle is None:
+            return self._limits.head_s
+        return self._limits.keep_alive_s
+
+    def _answering(self) -> bool:
+        """Whether it is not the client's turn."""
+        if self.cycle is None or self.cycle.response_complete:
+            return False
+        return bool(self.pipeline) or self._awaited != _BODY or self.flow.read_paused
+
+    def _refuse(self, error: RequestError) -> None:
+        """Take no more; say why, after the answers that are owed."""
+        self._deaf = True
+        cycle = self.cycle
+        if cycle is None or (cycle.response_complete and self._awaited != _BODY):
+            self._say(error)
+        elif cycle.response_complete or cycle.response_started:
+            self.transport.close()
+        elif self._awaited != _BODY:
+            self._refusal = error
+        elif self.pipeline:
+            self.pipeline.popleft()  # the request at fault itself
+            self._refusal = error
+        else:
+            cycle.disconnected = True
+            cycle.message_event.set()
+            self._say(error)
+
+    def _say(self, error: RequestError) -> None:
+        """Send the error and end the connection: our side at once, the client's when it has read it."""
+        body, headers = error_answer(error, uuid.uuid4().hex)
+        headers += [
+            *self.server_state.default_headers,
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+        ]
+        lines = b"".join(b"%b: %b\r\n" % header for header in headers)
+        self.transport.write(STATUS_LINE[error.status] + lines + b"\r\n" + body)
+        self._since = self.loop.time()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+            self.flow.resume_reading()
+        else:
+            self.transport.close()
+
+    def _head(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+
+    def _head_too_large(self) -> RequestError:
+        limits = self._limits
+        return RequestError(431, f"The headers are more than {limits.head_bytes} bytes, or more than {limits.headers}.")
+
+
+def _make_room(connections: Iterable[Any]) -> bool:
+    """Close the connection that has been idle for longest; return whether there was one."""
+    idle = [(connection.idle_since, connection) for connection in connections if connection.idle_since is not None]
+    if not idle:
+        return False
+    min(idle, key=lambda pair: pair[0])[1].transport.close()
+    return True

@@ -1,0 +1,76 @@
+"""What an operator may set about who is let in, and how long and how much a client may take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from shipline.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Of one connection, and of how many there are.
+
+    Args:
+        url_bytes: of a request's URL; 414 beyond.
+        head_bytes: of a request's URL and headers together; 431 beyond.
+        headers: of a request; 431 beyond.
+        head_s: for a request's headers to arrive, and for the first byte of a new connection.
+        body_s: for the whole request to arrive, from its first byte; 408 beyond.
+        write_s: for a client to take what waits for it; then the connection is cut.
+        keep_alive_s: between an answer and the next request.
+        pipelined: requests read ahead of the answer to the one before them.
+        connections: at a time; when they are all busy, new ones get 503 except for health.
+    """
+
+    url_bytes: int = 8 << 10
+    head_bytes: int = 64 << 10
+    headers: int = 256
+    head_s: float = 10
+    body_s: float = 30
+    write_s: float = 30
+    keep_alive_s: float = 5
+    pipelined: int = 32
+    connections: int = 1024
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if not value > 0:
+                raise ConfigError(f"limits.{field.name} is {value}; choose one above 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """Who is let in, and how.
+
+    Args:
+        api_keys: file of keys (`shipline.serve.keys` says how it is written); with it, all but health needs a key.
+        admin_without_key: without keys, let anybody who reaches the server load and unload models.
+        allowed_hosts: names that requests may ask for in their Host header; '*' is any. By default the loopback's names
+            when the server listens there, else any.
+        tls_cert: file of the certificate, and those that vouch for it; makes the address https.
+        tls_key: file of its private key.
+        health_port: a second port, without TLS and keys, for health and metrics alone.
+        limits: how long and how much a client may take.
+    """
+
+    api_keys: str | None = None
+    admin_without_key: bool = False
+    allowed_hosts: Sequence[str] | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    health_port: int | None = None
+    limits: Limits = Limits()
+
+    def __post_init__(self) -> None:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            missing = "tls_key" if self.tls_key is None else "tls_cert"
+            raise ConfigError(f"{missing} is not set; a certificate and its private key go together.")
+        if isinstance(self.allowed_hosts, str):
+            raise ConfigError(
+                f"allowed_hosts is {self.allowed_hosts!r}; give a list, such as [{self.allowed_hosts!r}]."
+            )
+        if self.admin_without_key and self.api_keys is not None:
+            raise ConfigError("admin_without_key is set beside api_keys; with keys, an admin key is what it takes.")

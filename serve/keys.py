@@ -2,9 +2,8 @@
 
 One key a line, behind its role; blank lines and those that begin with # are skipped:
 
-    # role       key, or the sha256 of it
-    inference    gT8mYw2uQz5xLr0v
-    admin        sha256:2c70e12b7a0646f92279f427c7b38e7334d8e5389cff167a1dc30e73f826b683
+    inference KEY
+    admin sha256:DIGEST-OF-A-KEY
 
 An admin key is good for everything, an inference key for all that changes nothing.
 """
@@ -59,7 +58,7 @@ class Keys:
                 continue
             where = f"api_keys: line {number} of {file}"
             if len(words) != 2:
-                raise ConfigError(f"{where} is not a role and a key, such as: inference gT8mYw2uQz5xLr0v")
+                raise ConfigError(f"{where} is not a role and a key, such as: inference KEY")
             if words[0] not in ROLES:
                 raise ConfigError(f"{where}: {unknown_name('role', words[0], ROLES)}")
             plain = plain or not words[1].startswith(_HASHED)

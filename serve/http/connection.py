@@ -22,11 +22,9 @@ from shipline.serve.settings import Limits
 # What the connection waits for: a request, the rest of its head, the rest of its body.
 _NOTHING, _HEAD, _BODY = range(3)
 
-_VERSIONS = ("1.1", "1.0")
-# A head is parsed in pieces of this size: many requests in one packet do not all become objects at once.
+# What arrives is parsed in pieces: many requests in one packet do not all become objects at once.
 _PIECE = 4 << 10
-# Those that follow a body in one packet do; more than so many of them are refused.
-_MANY = 16
+_PIECE_OF_BODY = 16 << 10
 # Connections beyond the limit, which may ask for health.
 _EXTRA = 64
 # How long a client that was refused may go on sending: closed at once, it would be reset before it has read why.
@@ -80,7 +78,7 @@ class Connection(HttpToolsProtocol):
         self._awaited = _NOTHING
         self._since = 0.0  # the client could send what is awaited
         self._head_bytes = 0
-        self._piece = 0
+        self._piece = self._begun_in = 0
         self._deaf = False
         self._refusal: RequestError | None = None
         self._crowded = False
@@ -104,14 +102,17 @@ class Connection(HttpToolsProtocol):
         if self.flow.held:
             self.flow.held += data
             return
+        if len(data) <= _PIECE and not self.pipeline and not self._deaf:
+            self._feed(data)
+            return
         while data and not self._deaf:
             if len(self.pipeline) >= self._limits.pipelined:
                 self.flow.pause_reading()
                 self.flow.held = data
                 return
-            piece = data if self._awaited == _BODY or len(data) <= _PIECE else data[:_PIECE]
-            data = data[len(piece) :]
-            self._feed(piece)
+            size = _PIECE_OF_BODY if self._awaited == _BODY and not self.pipeline else _PIECE
+            self._feed(data[:size])  # no copy where it is all
+            data = data[size:]
 
     def _feed(self, piece: bytes) -> None:
         in_head = self._awaited == _HEAD
@@ -136,7 +137,7 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
         self._awaited = _HEAD
         self._since = self.loop.time()
-        self._head_bytes = 0
+        self._head_bytes, self._begun_in = 0, self._piece
 
     def on_url(self, url: bytes) -> None:
         """Take a part of the URL."""
@@ -159,14 +160,11 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Start answering, or queue the request behind the one that is being answered."""
-        if self.parser.get_http_version() not in _VERSIONS:
-            raise bad("This server speaks HTTP/1.1.")
+        at_most = self._begun_in + self._head_bytes + self._piece
         if len(self.headers) > self._limits.headers or (
-            self._head_bytes + self._piece > self._limits.head_bytes and self._head() > self._limits.head_bytes
+            at_most > self._limits.head_bytes and self._head() > self._limits.head_bytes
         ):
             raise self._head_too_large()
-        if len(self.pipeline) >= _MANY * self._limits.pipelined:
-            raise RequestError(429, "Too many requests at once, before the first of them was answered.")
         super().on_headers_complete()
         self._awaited = _BODY
         if self._crowded:

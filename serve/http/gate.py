@@ -77,6 +77,7 @@ class Gate:
         self._app = app
         self._hosts = hosts
         self._access = access
+        self._open = access.open
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Pass a request on, or refuse it."""
@@ -92,7 +93,7 @@ class Gate:
         if path in HEALTH:  # who probes knows an address alone, and learns nothing
             return
         self._hosts.check(scope)
-        if self._access.open and path in self._app.predictions:
+        if self._open and path in self._app.predictions:
             return
         client = scope["client"]
         self._access.authorise(self._routes(scope), scope["headers"], client[0] if client else "")

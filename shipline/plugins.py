@@ -120,6 +120,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
 # Which `pip install shipline[extra]` brings a module that failed to import.
 EXTRAS = {
     "fastapi": "serve",
+    "google": "grpc",
+    "grpc": "grpc",
     "httptools": "serve",
     "jinja2": "export",
     "lazy_loader": "train",

@@ -50,6 +50,7 @@ class Application(FastAPI):
         self._endpoints: dict[str, Endpoint] = {"/invocations": InvocationsEndpoint(self.repository)}
         self.on_failure = on_failure
         self.stopping = False
+        self.others: asyncio.Task[None] | None = None  # who else uses the models: awaited before these are given back
         add_routes(self)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -94,6 +95,8 @@ async def _lifespan(app: Application) -> AsyncIterator[None]:
     loading = asyncio.create_task(_load(app))
     yield
     loading.cancel()
+    if app.others is not None:
+        await app.others
     app.repository.close()
 
 

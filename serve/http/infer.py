@@ -21,11 +21,10 @@ import orjson
 from shipline.backends.base import Arrays
 from shipline.serve.errors import bad
 from shipline.serve.http.document import parse_tensors
-from shipline.serve.jobs import LAST, NORMAL
+from shipline.serve.jobs import NORMAL
+from shipline.serve.parameters import NOT_HERE, terms
 from shipline.serve.tensors import check_shape, common_rows, from_raw, kind, short, to_raw
 from shipline.signature import BYTES, Signature, TensorSpec
-
-MAX_TIMEOUT_US = 24 * 3600 * 10**6  # what is longer is no wait; and floats have an end
 
 _REQUEST_FIELDS = frozenset({"id", "inputs", "outputs", "parameters"})
 _INPUT_FIELDS = frozenset({"name", "shape", "datatype", "data", "parameters"})
@@ -37,8 +36,6 @@ _TEXTS = frozenset({str})
 _ALLOWED = {"f": _NUMBERS, "i": _WHOLE, "u": _WHOLE, "b": _TRUTHS, "O": _TEXTS}
 # Numbers from here on are no finite ones of the dtype, once they are rounded.
 _ENDS = {"float16": 65520.0, "float32": 2.0**128 - 2.0**103, "float64": math.inf}
-# Of Triton: memory of its own machine, and an answer of another form than the signature says.
-_NOT_HERE = frozenset({"shared_memory_region", "classification"})
 
 
 @dataclass(slots=True)
@@ -106,7 +103,7 @@ def parse_infer(body: bytes, signature: Signature, json_length: int | None = Non
     raw.check_end()
     outputs, binary = _outputs(document.get("outputs"), signature, _flag(parameters, "binary_data_output"))
     rows = common_rows(inputs)
-    return InferRequest(identity, inputs, rows, outputs, binary, *_terms(parameters))
+    return InferRequest(identity, inputs, rows, outputs, binary, *terms(parameters))
 
 
 def nested_tensor(data: list[Any], spec: TensorSpec) -> np.ndarray:
@@ -304,21 +301,9 @@ def _parameters(holder: dict[str, Any], where: str) -> dict[str, Any]:
         return {}
     if type(parameters) is not dict or any(isinstance(value, dict | list) for value in parameters.values()):
         raise bad(f"The parameters of {where} must be an object of strings, numbers and booleans.")
-    for name in _NOT_HERE & parameters.keys():
+    for name in NOT_HERE & parameters.keys():
         raise bad(f"{where} has the parameter {name!r}, which this server does not have.")
     return parameters
-
-
-def _terms(parameters: dict[str, Any]) -> tuple[int, float | None]:
-    """Return priority and seconds of patience, as Triton names them: 1 goes first and 0 is the usual; microseconds."""
-    found = []
-    for name in ("priority", "timeout"):
-        value = parameters.get(name) or 0
-        if type(value) is not int or value < 0:
-            raise bad(f"The parameter {name!r} must be a whole number from 0; got {short(value)}.")
-        found.append(value)
-    priority, timeout = found
-    return min(priority, LAST) or NORMAL, min(timeout, MAX_TIMEOUT_US) / 1e6 or None
 
 
 def _flag(parameters: dict[str, Any], name: str) -> bool | None:

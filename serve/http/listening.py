@@ -1,4 +1,4 @@
-"""uvicorn's server: it says that it is not ready before it stops, keeps deadlines, and has a second port for health."""
+"""uvicorn's server: not ready before it stops, with deadlines, a second port for health, and gRPC beside it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import uvicorn
 from uvicorn.server import ServerState
 
-from shipline.errors import ConfigError
+from shipline.errors import ConfigError, ServingError
 from shipline.serve.errors import RequestError
 from shipline.serve.http.app import Application
 from shipline.serve.http.connection import Config, Connection
 from shipline.serve.http.gate import HEALTH, App, only
 from shipline.serve.settings import Limits
+
+if TYPE_CHECKING:
+    from shipline.serve.grpc.server import GrpcServer
 
 SWEEP_S = 1.0
 # How long a client may take to say goodbye in TLS.
@@ -32,9 +36,16 @@ class Server(uvicorn.Server):
 
     config: Config
 
-    def __init__(self, config: Config, app: Application, health: tuple[Config, socket.socket] | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        app: Application,
+        health: tuple[Config, socket.socket] | None = None,
+        grpc: GrpcServer | None = None,
+    ) -> None:
         super().__init__(config)
         self._app = app
+        self._grpc = grpc
         self._health = health
         self._health_state = ServerState()
 
@@ -59,10 +70,22 @@ class Server(uvicorn.Server):
                 connection.transport.abort()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, as uvicorn does, but with an end to how long a client may take to shake hands."""
+        """Listen, as uvicorn does, but with an end to how long a client may take to shake hands; for gRPC first."""
+        if self._grpc is not None:
+            try:
+                await self._grpc.start()
+            except ServingError as error:
+                self._app.on_failure(error)
+                return
         await self.lifespan.startup()
         self.servers = [await _listen(self.config, bound, self.server_state) for bound in sockets or ()]
         self.started = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close both doors at once; uvicorn's last step, which gives the models back, waits for gRPC's calls, too."""
+        if self._grpc is not None:
+            self._app.others = asyncio.create_task(self._grpc.stop())
+        await super().shutdown(sockets)
 
     def close_health(self) -> None:
         """Give back the second port."""

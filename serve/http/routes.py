@@ -12,11 +12,10 @@ from shipline.serve import description
 from shipline.serve.errors import RequestError, bad
 from shipline.serve.http.document import parse_json
 from shipline.serve.metrics import CONTENT_TYPE
+from shipline.serve.parameters import HARMLESS
 from shipline.serve.repository import no_such_model
 
 MODEL_PATHS = ("/v2/models/{name}", "/v2/models/{name}/versions/{version}")
-# What Triton's load call may carry besides: files and settings of the caller's choice. Not here.
-_HARMLESS = frozenset({"unload_dependents"})
 MAX_ADMIN_BYTES = 64 << 10
 
 
@@ -139,6 +138,6 @@ async def _asked(request: Request, known: set[str]) -> dict[str, Any]:
     parameters = asked.get("parameters") if type(asked) is dict else None
     if type(asked) is not dict or type(parameters) not in (dict, type(None)):
         raise bad("The body, and 'parameters' in it, must be JSON objects.")
-    for field in (asked.keys() - known) | ((parameters or {}).keys() - _HARMLESS):
+    for field in (asked.keys() - known) | ((parameters or {}).keys() - HARMLESS):
         raise bad(f"{re.sub('[^a-zA-Z0-9_:./-]', '?', field)[:80]!r} cannot be set here.")
     return asked

@@ -23,6 +23,12 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--host", type=str, default="127.0.0.1", help="Address to listen on; 0.0.0.0 is every network.")
     parser.add_argument("--port", type=int, default=8000, help="Port to listen on; 0 is any free one.")
     parser.add_argument(
+        "--grpc-port",
+        type=int,
+        default=None,
+        help="Port to listen on for gRPC, too; 0 is any free one. Without it there is no gRPC.",
+    )
+    parser.add_argument(
         "--trust",
         type=str,
         action="append",
@@ -45,7 +51,12 @@ def run(arguments: Sequence[str]) -> None:
         limits=limits(**vars(settings.limits)),
     )
     load_target("shipline.serve.server:serve")(
-        url, host=settings.host, port=settings.port, trust=settings.trust, settings=safety
+        url,
+        host=settings.host,
+        port=settings.port,
+        grpc_port=settings.grpc_port,
+        trust=settings.trust,
+        settings=safety,
     )
 
 

@@ -30,7 +30,10 @@ FORBIDDEN: dict[str, dict[str, tuple[str, ...]]] = {
         "ray": ("shipline.train.launcher",),
     },
     "export": dict.fromkeys(("ray", "openvino", *WEB, "shipline.train", "shipline.serve"), ()),
-    "serve": dict.fromkeys((*ML, "shipline.train", "shipline.export"), ()),
+    "serve": {
+        **dict.fromkeys((*ML, "shipline.train", "shipline.export"), ()),
+        **dict.fromkeys(("grpc", "google"), ("shipline.serve.grpc",)),
+    },
 }
 # The command line and what it is made of may know the parts, but only inside the function that runs a command.
 LAZY = ("shipline.compose", "shipline.commands")

@@ -49,7 +49,7 @@ def test_the_wheel_holds_every_module(wheel: Path) -> None:
         ("export", "shipline/export"), ("serve", "shipline/serve"),
     ):  # fmt: skip
         for path in (ROOT / folder).rglob("*"):
-            if path.is_file() and path.suffix in (".py", ".pyi", ".html", ".typed"):
+            if path.is_file() and path.suffix in (".py", ".pyi", ".html", ".typed", ".proto", ".binpb"):
                 expected.add(f"{package}/{path.relative_to(ROOT / folder)}")
     assert held == expected
 

@@ -1,0 +1,1 @@
+"""The Open Inference Protocol v2 over gRPC, with Triton's extensions. Needs the extra `grpc`."""

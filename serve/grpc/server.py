@@ -1,0 +1,62 @@
+"""gRPC's own server, on the event loop of the application."""
+
+from __future__ import annotations
+
+import socket
+
+import grpc.aio
+
+from shipline.errors import ServingError
+from shipline.serve.grpc.service import Service
+from shipline.serve.http.body import MAX_BODY_BYTES
+
+_OPTIONS = {
+    "grpc.max_receive_message_length": MAX_BODY_BYTES,
+    "grpc.max_send_message_length": -1,  # what a model answers is the operator's choice, not the client's
+    "grpc.max_concurrent_streams": 256,  # of one connection; what is more waits at the client
+    "grpc.so_reuseport": 0,  # a port that is taken is an error
+    # Clients that vanish are noticed within minutes; those that ping every ten seconds are welcome.
+    "grpc.keepalive_time_ms": 60_000,
+    "grpc.keepalive_timeout_ms": 20_000,
+    "grpc.http2.min_ping_interval_without_data_ms": 10_000,
+    "grpc.keepalive_permit_without_calls": 1,
+}
+
+
+class GrpcServer:
+    """Answers on one address between `start` and `stop`, which belong to one event loop.
+
+    Args:
+        address: host:port to listen on.
+        service: what answers.
+        held: the socket that keeps the address until `start`.
+        grace_s: how long calls that were accepted may take after `stop`.
+    """
+
+    def __init__(self, address: str, service: Service, held: socket.socket, grace_s: float) -> None:
+        self.address = address
+        self._service = service
+        self._held = held
+        self._grace_s = grace_s
+        self._server: grpc.aio.Server | None = None
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            ServingError: somebody else took the address just now.
+        """
+        self._held.close()
+        self._server = grpc.aio.server(options=tuple(_OPTIONS.items()))
+        self._server.add_generic_rpc_handlers((self._service.handlers(),))
+        try:
+            self._server.add_insecure_port(self.address)
+        except RuntimeError as error:
+            raise ServingError(f"Cannot listen on {self.address} for gRPC. Choose another port.") from error
+        await self._server.start()
+
+    async def stop(self) -> None:
+        """Take no new calls, and return when those that were accepted are answered, or the grace is over."""
+        if self._server is not None:
+            self._service.stop()
+            await self._server.stop(self._grace_s)

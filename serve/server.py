@@ -214,13 +214,12 @@ def serve(
 
 
 def _grpc_server(host: str, port: int, app: Application, access: Access, grace_s: int) -> GrpcServer:
-    service = load_target("shipline.serve.grpc.service:Service")(app.repository, app.metrics, lambda: app.ready)
+    service, server = map(load_target, ("shipline.serve.grpc.service:Service", "shipline.serve.grpc.server:GrpcServer"))
     # gRPC takes no socket that is bound: this one keeps the port until it listens there itself.
     held = _bind(host, port)
-    server: GrpcServer = load_target("shipline.serve.grpc.server:GrpcServer")(
-        _joined(*held.getsockname()[:2]), service, held, grace_s
-    )
-    return server
+    answering = service(app.repository, app.metrics, lambda: app.ready)
+    built: GrpcServer = server(_joined(*held.getsockname()[:2]), answering, held, grace_s)
+    return built
 
 
 def _joined(host: str, port: int) -> str:

@@ -12,9 +12,10 @@ from typing import Any
 import grpc
 from google.protobuf.json_format import ParseDict
 
+from shipline.backends.base import Arrays
 from shipline.serve import description
 from shipline.serve.errors import RequestError, bad
-from shipline.serve.grpc.infer import ModelInferRequest, infer_response, parse_infer
+from shipline.serve.grpc.infer import InferRequest, ModelInferRequest, infer_response, parse_infer
 from shipline.serve.grpc.messages import SERVICE, message, method, parsed
 from shipline.serve.http.endpoints import OFF_LOOP_BYTES, off_loop
 from shipline.serve.jobs import Terms
@@ -32,6 +33,7 @@ STREAM_WINDOW = 8
 ModelStreamInferResponse = message("ModelStreamInferResponse")
 
 Call = Callable[[Any], Awaitable[dict[str, Any]]]
+Written = Callable[[ServedModel, InferRequest, Arrays], bytes]
 
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
@@ -140,24 +142,20 @@ class Service:
     async def _infer(self, data: bytes, context: Any) -> bytes:
         try:
             request = await off_loop(len(data), OFF_LOOP_BYTES, parsed, ModelInferRequest, data)
-            response, size = await self._infer_response(request, len(data), context.peer())
-            return bytes(await off_loop(size, OFF_LOOP_BYTES, response.SerializeToString))
+            return await self._answer(request, len(data), context.peer(), _unary_bytes)
         except RequestError as error:
             failure = error
         return await _abort(context, failure)
 
-    async def _infer_response(self, request: Any, size: int, client: str) -> tuple[Any, int]:
-        """Return the response to a ModelInferRequest of `size` bytes, and about how many bytes it has."""
+    async def _answer(self, request: Any, size: int, client: str, written: Written) -> bytes:
+        """Return what `written` makes of the outputs for a ModelInferRequest, which came as `size` bytes."""
         model = self._repository.get(request.model_name, request.model_version or None)
         status, began = _CANCELLED, time.perf_counter()
         try:
-            signature = model.manifest.signature
-            asked = await off_loop(size, OFF_LOOP_BYTES, parse_infer, request, signature)
+            asked = await off_loop(size, OFF_LOOP_BYTES, parse_infer, request, model.manifest.signature)
             outputs = await model.infer(asked.inputs, asked.rows, Terms(asked.priority, client, asked.timeout_s))
             size = sum(array.nbytes for array in outputs.values())
-            response = await off_loop(
-                size, OFF_LOOP_BYTES, infer_response, model.name, model.version, asked, outputs, signature
-            )
+            answer: bytes = await off_loop(size, OFF_LOOP_BYTES, written, model, asked, outputs)
             status = 200
         except RequestError as error:
             status = error.status
@@ -167,7 +165,7 @@ class Service:
             raise _failure(error, f"Model {model.name!r}", "The model failed on this input.") from error
         finally:
             model.metrics.answered("grpc", status, time.perf_counter() - began)
-        return response, size
+        return answer
 
     async def _stream(self, requests: AsyncIterator[bytes], context: Any) -> None:
         """Answer in the order of the requests; some of them are in work at the same time."""
@@ -179,7 +177,7 @@ class Service:
                 try:
                     await room.acquire()
                     async for data in requests:
-                        answers.put_nowait(group.create_task(self._streamed(data, context)))
+                        answers.put_nowait(group.create_task(self._streamed(data, context.peer())))
                         await room.acquire()
                 finally:
                     answers.put_nowait(None)
@@ -193,19 +191,28 @@ class Service:
         if self._stopping:
             await _abort(context, RequestError(503, "The server is stopping."))
 
-    async def _streamed(self, data: bytes, context: Any) -> bytes:
+    async def _streamed(self, data: bytes, client: str) -> bytes:
         """Return the stream's response to one request: what is wrong with it is told there, and the stream goes on."""
-        response, size, identity = ModelStreamInferResponse(), 0, ""
+        identity = ""
         try:
             request = await off_loop(len(data), OFF_LOOP_BYTES, parsed, ModelInferRequest, data)
             identity = request.id
-            found, size = await self._infer_response(request, len(data), context.peer())
-            found.parameters["triton_final_response"].bool_param = True  # each request has one response
-            response.infer_response.CopyFrom(found)
+            return await self._answer(request, len(data), client, _stream_bytes)
         except RequestError as error:
-            response.error_message = error.message
-            response.infer_response.id = identity
-        return bytes(await off_loop(size, OFF_LOOP_BYTES, response.SerializeToString))
+            answer = ModelStreamInferResponse(error_message=error.message)
+            answer.infer_response.id = identity
+            return bytes(answer.SerializeToString())
+
+
+def _unary_bytes(model: ServedModel, asked: InferRequest, outputs: Arrays) -> bytes:
+    response = infer_response(model.name, model.version, asked, outputs, model.manifest.signature)
+    return bytes(response.SerializeToString())
+
+
+def _stream_bytes(model: ServedModel, asked: InferRequest, outputs: Arrays) -> bytes:
+    response = infer_response(model.name, model.version, asked, outputs, model.manifest.signature)
+    response.parameters["triton_final_response"].bool_param = True  # each request has one
+    return bytes(ModelStreamInferResponse(infer_response=response).SerializeToString())
 
 
 def _answering(name: str, call: Call) -> Callable[[bytes, Any], Awaitable[bytes]]:

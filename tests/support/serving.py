@@ -47,7 +47,7 @@ class _Web(threading.local):
 web = _Web()
 
 # Nothing that a client is told may say where or how the server runs.
-_LEAKS = re.compile(
+LEAKS = re.compile(
     rf"Traceback|\.py\b|site-packages|/tmp/|/work/|/home/|/usr/|{re.escape(socket.gethostname())}|0x[0-9a-f]{{6}}"
 )
 
@@ -103,7 +103,7 @@ def check_error(answer: httpx.Response | Answer, status: int, says: str = "") ->
     assert document["error"]
     assert re.search(says, document["error"]), document["error"]
     assert answer.headers["x-request-id"] == document["id"]
-    assert not _LEAKS.search(answer.content.decode()), answer.content
+    assert not LEAKS.search(answer.content.decode()), answer.content
 
 
 def connect(url: str) -> socket.socket:
@@ -162,6 +162,7 @@ class Gated:
     url: str
     backend: IdentityBackend
     arrived: threading.Semaphore
+    serving: Serving
     rows: int = 1
 
     def body(self, *values: float) -> dict[str, Any]:
@@ -184,11 +185,13 @@ class Gated:
 
 
 @contextlib.contextmanager
-def gated_server(root: Path, monkeypatch: pytest.MonkeyPatch, max_batch: int = 8) -> Iterator[Gated]:
+def gated_server(
+    root: Path, monkeypatch: pytest.MonkeyPatch, max_batch: int = 8, grpc_port: int | None = None
+) -> Iterator[Gated]:
     """A server whose backend is the identity double, in a thread."""
     register_double(monkeypatch)
     publish_identity(root / "gated", max_batch)
-    with BackgroundServer(str(root)) as server:
+    with BackgroundServer(str(root), grpc_port=grpc_port) as server:
         yield gated(server._serving)
 
 
@@ -203,7 +206,7 @@ def gated(serving: Serving) -> Gated:
         return await submit(inputs, rows, terms)
 
     model._batcher.submit = counted  # type: ignore[method-assign]
-    return Gated(serving.address, backend, arrived)
+    return Gated(serving.address, backend, arrived, serving)
 
 
 def register_double(monkeypatch: pytest.MonkeyPatch) -> None:

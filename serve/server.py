@@ -217,8 +217,7 @@ def _grpc_server(host: str, port: int, app: Application, access: Access, grace_s
     service, server = map(load_target, ("shipline.serve.grpc.service:Service", "shipline.serve.grpc.server:GrpcServer"))
     # gRPC takes no socket that is bound: this one keeps the port until it listens there itself.
     held = _bind(host, port)
-    answering = service(app.repository, app.metrics, lambda: app.ready)
-    built: GrpcServer = server(_joined(*held.getsockname()[:2]), answering, held, grace_s)
+    built: GrpcServer = server(_joined(*held.getsockname()[:2]), service(app), held, grace_s)
     return built
 
 

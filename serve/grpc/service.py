@@ -7,7 +7,7 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf.json_format import ParseDict
@@ -19,11 +19,12 @@ from shipline.serve.grpc.infer import InferRequest, ModelInferRequest, infer_res
 from shipline.serve.grpc.messages import SERVICE, message, method, parsed
 from shipline.serve.http.endpoints import OFF_LOOP_BYTES, off_loop
 from shipline.serve.jobs import Terms
-from shipline.serve.metrics import Metrics
 from shipline.serve.model import ServedModel
 from shipline.serve.parameters import HARMLESS
-from shipline.serve.repository import Repository
 from shipline.serve.tensors import short
+
+if TYPE_CHECKING:
+    from shipline.serve.http.app import Application
 
 logger = logging.getLogger(__name__)
 
@@ -53,20 +54,12 @@ _CANCELLED = 499
 
 
 class Service:
-    """Answers the calls of one server.
+    """Answers the calls of one server, for the application that has the models."""
 
-    Args:
-        repository: the models.
-        metrics: of the server.
-        ready: whether the server takes traffic.
-    """
-
-    def __init__(self, repository: Repository, metrics: Metrics, ready: Callable[[], bool]) -> None:
-        self._repository = repository
-        self._metrics = metrics
-        self._ready = ready
+    def __init__(self, app: Application) -> None:
+        self._app = app
+        self._repository = app.repository
         self._readers: set[asyncio.Task[None]] = set()
-        self._stopping = False
 
     def handlers(self) -> Any:
         """Return what a server of gRPC asks for the handler of a method.
@@ -92,7 +85,6 @@ class Service:
 
     def stop(self) -> None:
         """Read no more from streams: they end when what was read is answered."""
-        self._stopping = True
         for reader in self._readers:
             reader.cancel()
 
@@ -100,7 +92,7 @@ class Service:
         return {"live": True}
 
     async def _server_ready(self, request: Any) -> dict[str, Any]:
-        return {"ready": self._ready()}
+        return {"ready": self._app.ready}
 
     async def _server_metadata(self, request: Any) -> dict[str, Any]:
         return description.server_metadata()
@@ -111,7 +103,7 @@ class Service:
             self._get(request)
         except RequestError:
             return {"ready": False}
-        return {"ready": not self._stopping}
+        return {"ready": not self._app.stopping}
 
     async def _model_metadata(self, request: Any) -> dict[str, Any]:
         return description.model_metadata(self._get(request))
@@ -121,7 +113,7 @@ class Service:
 
     async def _model_statistics(self, request: Any) -> dict[str, Any]:
         models = [self._get(request)] if request.name else self._repository.models()
-        return description.model_statistics(models, self._metrics)
+        return description.model_statistics(models, self._app.metrics)
 
     async def _repository_index(self, request: Any) -> dict[str, Any]:
         return {"models": description.repository_index(self._repository, ready=request.ready)}
@@ -188,7 +180,7 @@ class Service:
             while (answer := await answers.get()) is not None:
                 await context.write(await answer)
                 room.release()
-        if self._stopping:
+        if self._app.stopping:
             await _abort(context, RequestError(503, "The server is stopping."))
 
     async def _streamed(self, data: bytes, client: str) -> bytes:

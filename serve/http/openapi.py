@@ -41,11 +41,9 @@ def describe(app: FastAPI, models: Sequence[ServedModel]) -> dict[str, Any]:
 def _infer(model: ServedModel) -> dict[str, Any]:
     signature, example = model.manifest.signature, model.example
     request = {"inputs": _tensors(signature.inputs, example.inputs)}
-    response = {
-        "model_name": model.name,
-        "model_version": model.version,
-        "outputs": _tensors(signature.outputs, example.outputs),
-    }
+    response: dict[str, Any] = {"model_name": model.name, "model_version": model.version}
+    if example.outputs:  # a model that nobody has proved has none
+        response["outputs"] = _tensors(signature.outputs, example.outputs)
     return _operation(
         f"Infer with {model.name}: tensors in, tensors out",
         {"application/json": {"schema": {"type": "object"}, "example": request}},
@@ -86,7 +84,7 @@ def _tensors(specs: Sequence[TensorSpec], arrays: Arrays) -> list[dict[str, Any]
             "name": spec.name,
             "shape": list(arrays[spec.name].shape),
             "datatype": spec.datatype,
-            "data": arrays[spec.name].ravel().tolist(),
+            "data": [one.decode() if isinstance(one, bytes) else one for one in arrays[spec.name].ravel().tolist()],
         }
         for spec in specs
     ]

@@ -53,14 +53,14 @@ def main(file: str, backend: str, settings: str) -> int:
     inputs = safetensors.numpy.load(sys.stdin.buffer.read())
     try:
         chosen: type[Backend] = plugins.load("backend", backend)
-        _limit_memory()
+        limit_memory()
         chosen.load(Path(file).read_bytes(), ServingSettings.model_validate_json(settings)).run(inputs)
     except Exception as error:
         return OUT_OF_MEMORY if isinstance(error, MemoryError) or _ALLOCATION.search(str(error)) else 0
     return 0
 
 
-def _limit_memory() -> None:
+def limit_memory() -> None:
     """Let this process take what memory is free now and no more, so that nobody else is ended for it."""
     if not STATUS.exists():  # not Linux
         return

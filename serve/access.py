@@ -13,26 +13,24 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 # A route that is not here takes an admin key, so that a new one is closed until somebody has thought about it.
 NEEDS = {
-    "/v2/health/live": Role.ANYONE,
-    "/v2/health/ready": Role.ANYONE,
-    "/ping": Role.ANYONE,
-    "/v2": Role.INFERENCE,
-    "/v2/": Role.INFERENCE,
-    "/v2/models/{name}": Role.INFERENCE,
-    "/v2/models/{name}/ready": Role.INFERENCE,
-    "/v2/models/{name}/infer": Role.INFERENCE,
-    "/v2/models/{name}/versions/{version}": Role.INFERENCE,
-    "/v2/models/{name}/versions/{version}/ready": Role.INFERENCE,
-    "/v2/models/{name}/versions/{version}/infer": Role.INFERENCE,
-    "/models/{name}/predict": Role.INFERENCE,
-    "/models/{name}/versions/{version}/predict": Role.INFERENCE,
-    "/metrics": Role.INFERENCE,
-    "/docs": Role.INFERENCE,
-    "/docs/oauth2-redirect": Role.INFERENCE,
-    "/redoc": Role.INFERENCE,
-    "/openapi.json": Role.INFERENCE,
-    "/v2/repository/models/{name}/load": Role.ADMIN,
-    "/v2/repository/models/{name}/unload": Role.ADMIN,
+    **dict.fromkeys(("/v2/health/live", "/v2/health/ready", "/ping"), Role.ANYONE),
+    **dict.fromkeys(("/v2", "/v2/", "/v2/models/stats", "/v2/repository/index"), Role.INFERENCE),
+    **{
+        f"/v2/models/{{name}}{version}{what}": Role.INFERENCE
+        for version in ("", "/versions/{version}")
+        for what in ("", "/ready", "/config", "/stats", "/infer")
+    },
+    **dict.fromkeys(("/models/{name}/predict", "/models/{name}/versions/{version}/predict"), Role.INFERENCE),
+    **dict.fromkeys(("/v1/models", "/v1/models/{name}", "/v1/models/{action}", "/invocations"), Role.INFERENCE),
+    **dict.fromkeys(("/metrics", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"), Role.INFERENCE),
+    **dict.fromkeys(("/v2/repository/models/{name}/load", "/v2/repository/models/{name}/unload"), Role.ADMIN),
+    # gRPC's methods
+    **dict.fromkeys(("ServerLive", "ServerReady"), Role.ANYONE),
+    **dict.fromkeys(
+        ("ServerMetadata", "ModelReady", "ModelMetadata", "ModelConfig", "ModelStatistics"), Role.INFERENCE
+    ),
+    **dict.fromkeys(("ModelInfer", "ModelStreamInfer", "RepositoryIndex"), Role.INFERENCE),
+    **dict.fromkeys(("RepositoryModelLoad", "RepositoryModelUnload"), Role.ADMIN),
 }
 
 _WRONG_TRIES = 20

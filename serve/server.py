@@ -53,6 +53,8 @@ class Serving:
     ) -> None:
         self._url = url
         settings = settings or ServerSettings()
+        if settings.tls_cert and grpc_port is not None:
+            raise ConfigError("tls_cert is set beside grpc_port; gRPC is not encrypted here. Leave one of them out.")
         self._app = Application(url, self._fail, Trust(trust))
         keys = Keys(settings.api_keys) if settings.api_keys is not None else None
         access = Access(keys, admin_without_key=settings.admin_without_key)
@@ -66,8 +68,8 @@ class Serving:
             health = None
             if settings.health_port is not None:
                 bound = undo.enter_context(_bind(host, settings.health_port))
-                health = (health_config(Gate(self._app, own, Access()), settings.limits), bound)
-            self._grpc = None if grpc_port is None else _grpc_server(host, grpc_port, self._app, access, grace_s)
+                health = health_config(Gate(self._app, own, Access()), settings.limits), bound
+            self._grpc = None if grpc_port is None else _grpc_server(host, grpc_port, self._app, grace_s, access)
             undo.pop_all()
         gate = Gate(self._app, own if settings.allowed_hosts is None else hosts, access)
         config = Config(gate, settings.limits, tls, lifespan="on", timeout_graceful_shutdown=grace_s)
@@ -207,17 +209,24 @@ def serve(
             and is not below a URL that is trusted.
         NotFoundError: there is no artifact.
         IntegrityError: a file is damaged.
-        ConfigError: there is no such host, or a setting is wrong.
         MissingExtraError: gRPC is asked for, and not installed.
+        ConfigError: there is no such host, or a setting is wrong.
     """
     Serving(url, host=host, port=port, grpc_port=grpc_port, trust=trust, settings=settings).run()
 
 
-def _grpc_server(host: str, port: int, app: Application, access: Access, grace_s: int) -> GrpcServer:
-    service, server = map(load_target, ("shipline.serve.grpc.service:Service", "shipline.serve.grpc.server:GrpcServer"))
+def _grpc_server(host: str, port: int, app: Application, grace_s: int, access: Access) -> GrpcServer:
+    service, server, guard = map(
+        load_target,
+        (
+            "shipline.serve.grpc.service:Service",
+            "shipline.serve.grpc.server:GrpcServer",
+            "shipline.serve.grpc.guard:Guard",
+        ),
+    )
     # gRPC takes no socket that is bound: this one keeps the port until it listens there itself.
     held = _bind(host, port)
-    built: GrpcServer = server(_joined(*held.getsockname()[:2]), service(app), held, grace_s)
+    built: GrpcServer = server(_joined(*held.getsockname()[:2]), service(app), held, grace_s, guard(access))
     return built
 
 

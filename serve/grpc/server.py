@@ -7,6 +7,7 @@ import socket
 import grpc.aio
 
 from shipline.errors import ServingError
+from shipline.serve.grpc.guard import Guard
 from shipline.serve.grpc.service import Service
 from shipline.serve.http.body import MAX_BODY_BYTES
 
@@ -31,13 +32,15 @@ class GrpcServer:
         service: what answers.
         held: the socket that keeps the address until `start`.
         grace_s: how long calls that were accepted may take after `stop`.
+        guard: what every call passes first.
     """
 
-    def __init__(self, address: str, service: Service, held: socket.socket, grace_s: float) -> None:
+    def __init__(self, address: str, service: Service, held: socket.socket, grace_s: float, guard: Guard) -> None:
         self.address = address
         self._service = service
         self._held = held
         self._grace_s = grace_s
+        self._guard = guard
         self._server: grpc.aio.Server | None = None
 
     async def start(self) -> None:
@@ -47,7 +50,7 @@ class GrpcServer:
             ServingError: somebody else took the address just now.
         """
         self._held.close()
-        self._server = grpc.aio.server(options=tuple(_OPTIONS.items()))
+        self._server = grpc.aio.server(options=tuple(_OPTIONS.items()), interceptors=(self._guard,))
         self._server.add_generic_rpc_handlers((self._service.handlers(),))
         try:
             self._server.add_insecure_port(self.address)

@@ -1,4 +1,4 @@
-"""uvicorn's server: not ready before it stops, with deadlines, a second port for health, and gRPC beside it."""
+"""uvicorn's server: it says that it is not ready before it stops, keeps deadlines, and has a second port for health."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _HEALTH_CONNECTIONS = 64
 
 
 class Server(uvicorn.Server):
-    """Serves one application on a socket, and its health on another if there is one."""
+    """Serves one application on a socket, its health on another, and gRPC beside it, if they are asked for."""
 
     config: Config
 
@@ -70,7 +70,10 @@ class Server(uvicorn.Server):
                 connection.transport.abort()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, as uvicorn does, but with an end to how long a client may take to shake hands; for gRPC first."""
+        """Listen, as uvicorn does, but with an end to how long a client may take to shake hands.
+
+        gRPC listens before anything else begins, so that nothing has to be undone where it cannot.
+        """
         if self._grpc is not None:
             try:
                 await self._grpc.start()

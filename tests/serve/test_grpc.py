@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from grpc_calls import X, calling, infer_request
-from serving import GRAPHS, publish_all, web
+from serving import ANYBODY, GRAPHS, publish_all, web
 
 import shipline
 from shipline.serve.description import EXTENSIONS
@@ -26,7 +26,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BackgroundServe
     """A server with every kind of model."""
     repository = tmp_path_factory.mktemp("repository")
     publish_all(repository)
-    with BackgroundServer(str(repository), grpc_port=0) as server:
+    with BackgroundServer(str(repository), grpc_port=0, settings=ANYBODY) as server:
         yield server
 
 

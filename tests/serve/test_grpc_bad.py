@@ -13,7 +13,7 @@ import pytest
 from grpc_calls import VALUES, Caller, Request, X, array_of, calling, infer_request, typed_x
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as arrays
-from serving import GRAPHS, publish_all
+from serving import ANYBODY, GRAPHS, publish_all
 
 from shipline.serve.errors import RequestError
 from shipline.serve.grpc import service
@@ -31,7 +31,10 @@ def caller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Caller]:
     """A connection to a server with every kind of model."""
     repository = tmp_path_factory.mktemp("repository")
     publish_all(repository)
-    with BackgroundServer(str(repository), grpc_port=0) as server, calling(server.grpc_address) as caller:
+    with (
+        BackgroundServer(str(repository), grpc_port=0, settings=ANYBODY) as server,
+        calling(server.grpc_address) as caller,
+    ):
         yield caller
 
 

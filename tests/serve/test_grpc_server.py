@@ -19,7 +19,7 @@ from commands import serve_fails, serving
 from doubles import POISON, WAIT_S
 from grpc_calls import Caller, X, array_of, calling, check_refusal, infer_request
 from helpers import listens, wait_until
-from serving import GRAPHS, Gated, check_works, gated_server, web
+from serving import ANYBODY, GRAPHS, Gated, check_works, gated_server, web
 
 from shipline.errors import MissingExtraError, ServingError
 from shipline.serve.server import BackgroundServer, Serving
@@ -186,7 +186,10 @@ def test_a_stream_that_is_cancelled_leaves_nothing_behind(server: Gated, caller:
 
 
 def test_sixty_four_clients_get_their_own_answers(repository: Path) -> None:
-    with BackgroundServer(str(repository), grpc_port=0) as server, calling(server.grpc_address) as caller:
+    with (
+        BackgroundServer(str(repository), grpc_port=0, settings=ANYBODY) as server,
+        calling(server.grpc_address) as caller,
+    ):
         asked = [caller.later(infer_request("linear", x=X * number)) for number in range(64)]
         for number, answer in enumerate(asked):
             expected = GRAPHS["linear"].function({"x": X * number})["y"]
@@ -194,7 +197,10 @@ def test_sixty_four_clients_get_their_own_answers(repository: Path) -> None:
 
 
 def test_readiness_goes_off_before_anything_is_refused(repository: Path) -> None:
-    with BackgroundServer(str(repository), grpc_port=0) as server, calling(server.grpc_address) as caller:
+    with (
+        BackgroundServer(str(repository), grpc_port=0, settings=ANYBODY) as server,
+        calling(server.grpc_address) as caller,
+    ):
         assert caller.call("ModelReady", name="linear").ready
         server._serving._app.stopping = True
         assert caller.call("ServerLive").live
@@ -260,7 +266,7 @@ def test_a_port_that_is_taken(repository: Path) -> None:
 
 def test_a_port_that_is_taken_at_the_last_moment(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """gRPC takes no socket that is bound already: somebody may be quicker."""
-    server = BackgroundServer(str(repository), grpc_port=0)
+    server = BackgroundServer(str(repository), grpc_port=0, settings=ANYBODY)
     held = server._serving._grpc._held  # type: ignore[union-attr]
     port, close = held.getsockname()[1], held.close
     with socket.socket() as quicker:

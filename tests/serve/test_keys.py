@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import artifacts
+import grpc
 import httpx
 import pytest
 from bad_requests import x
@@ -18,6 +19,7 @@ from shipline.errors import ConfigError
 from shipline.serve import access
 from shipline.serve.access import NEEDS, Access, WrongTries
 from shipline.serve.errors import RequestError
+from shipline.serve.grpc import messages
 from shipline.serve.http.app import Application
 from shipline.serve.http.gate import Hosts, hosts_of
 from shipline.serve.keys import Keys, Role
@@ -26,6 +28,7 @@ from shipline.serve.settings import ServerSettings
 
 INFERENCE, ADMIN = "gT8mYw2uQz5xLr0v", "Kd93-fhW.aa8+LmZ7/2q"
 INFER = "/v2/models/linear/infer"
+METHOD_NAMES = sorted(name for name in NEEDS if not name.startswith("/"))
 LOAD = "/v2/repository/models/{name}/load"
 METHODS = ("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH")
 
@@ -125,6 +128,8 @@ def test_a_file_that_is_none(tmp_path: Path) -> None:
 def test_every_route_of_the_application_has_been_thought_about() -> None:
     application = Application("memory://nothing", lambda error: None)
     assert {getattr(route, "path", "?") for route in application.routes} <= NEEDS.keys()
+    for name in METHOD_NAMES:
+        messages.method(name)  # there is one
 
 
 @pytest.fixture(scope="module")
@@ -145,9 +150,6 @@ def closed_routes(server: BackgroundServer) -> None:
     async def mounted(scope: object, receive: object, send: object) -> None:
         raise AssertionError("somebody was let in")
 
-    known = {getattr(route, "path", "") for route in app.routes}
-    if LOAD not in known:
-        app.add_api_route(LOAD, done, methods=["POST"], include_in_schema=False)
     app.add_api_route("/debug", done, methods=["GET", "POST"], include_in_schema=False)
     app.mount("/ui", mounted)
 
@@ -170,12 +172,14 @@ def unguarded(repository: str) -> Iterator[str]:
         yield server.url
 
 
-OPEN = ("/v2/health/live", "/v2/health/ready")
+OPEN = ("/v2/health/live", "/v2/health/ready", "/ping")
 FOR_INFERENCE = (
     "/v2", "/v2/", "/v2/models/linear", "/v2/models/linear/ready", "/v2/models/linear/versions/1",
     "/v2/models/linear/versions/1/ready", INFER, "/v2/models/linear/versions/1/infer", "/models/linear/predict",
     "/models/linear/versions/1/predict", "/v2/models/nobody/infer", "/metrics", "/docs", "/docs/oauth2-redirect",
-    "/redoc", "/openapi.json",
+    "/redoc", "/openapi.json", "/v2/models/linear/stats", "/v2/models/linear/versions/1/config", "/v2/models/stats",
+    "/v1/models", "/v1/models/linear", "/v1/models/linear:predict", "/v1/models/nobody:predict", "/invocations",
+    "/v2/repository/index",
 )  # fmt: skip
 UNKNOWN = (
     "/", "/nothing", "/v2/health", "/v2/health/live/", "/v2/health/ready/", "//v2/health/live", "/V2/health/live",
@@ -183,7 +187,10 @@ UNKNOWN = (
     "/v2/models/linear/", "/v2/models/linear/infer/", "/v2/models/linear/infer;x", "/v2/repository/models/a/b/load",
     "/ui",
 )  # fmt: skip
-FOR_ADMIN = ("/v2/repository/models/linear/load", "/debug", "/ui/", "/ui/v2/health/live", "/ui/metrics")
+FOR_ADMIN = (
+    "/v2/repository/models/nobody/load", "/v2/repository/models/nobody/unload", "/debug", "/ui/",
+    "/ui/v2/health/live", "/ui/metrics",
+)  # fmt: skip
 
 
 def statuses(url: str, method: str, path: str, key: str | None, header: str = "authorization") -> int:
@@ -212,8 +219,8 @@ def test_with_keys_every_route_asks_for_the_right_one(guarded: str, method: str)
             assert statuses(guarded, method, path, key) in (200, 400, 404, 405), path
     for path in FOR_ADMIN:
         assert statuses(guarded, method, path, INFERENCE) == 403, path
-    for path in FOR_ADMIN[:2]:
-        assert statuses(guarded, method, path, ADMIN) in (200, 405), path
+    for path in FOR_ADMIN[:3]:
+        assert statuses(guarded, method, path, ADMIN) in (200, 404, 405), path
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -271,7 +278,7 @@ def test_an_operator_may_open_what_changes_something_but_not_to_web_pages(reposi
     with BackgroundServer(repository, settings=ServerSettings(admin_without_key=True)) as server:
         closed_routes(server)
         path = f"{server.url}/v2/repository/models/linear/load"
-        assert web.post(path).json() == {"done": True}
+        assert web.post(path).status_code == 200
         for name in ("origin", "sec-fetch-site"):
             check_error(web.post(path, headers={name: "null"}), 403, "web page")
         assert web.get(f"{server.url}/v2", headers={"origin": "null"}).status_code == 200
@@ -325,6 +332,40 @@ def test_what_the_other_protocol_calls(keys: str) -> None:
         with pytest.raises(RequestError) as error:
             guard.authorise(routes, [(b"x-api-key", INFERENCE.encode())], "a")
         assert error.value.status == status
+
+
+@pytest.mark.parametrize("name", [name for name in METHOD_NAMES if name not in ("ServerLive", "ServerReady")])
+def test_the_other_protocol_asks_for_the_same_keys(repository: str, keys: str, name: str) -> None:
+    admin = name in ("RepositoryModelLoad", "RepositoryModelUnload")
+    with BackgroundServer(repository, grpc_port=0, settings=ServerSettings(api_keys=keys)) as server:
+        assert grpc_code(server, "ServerLive") is grpc.StatusCode.OK
+        assert grpc_code(server, name) is grpc.StatusCode.UNAUTHENTICATED
+        assert grpc_code(server, name, ("x-api-key", "wrong")) is grpc.StatusCode.UNAUTHENTICATED
+        refused = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED)
+        inference = grpc_code(server, name, ("authorization", f"Bearer {INFERENCE}"))
+        assert (inference is grpc.StatusCode.PERMISSION_DENIED) if admin else (inference not in refused)
+        assert grpc_code(server, name, ("x-api-key", ADMIN)) not in refused
+    if admin:
+        with BackgroundServer(repository, grpc_port=0) as server:
+            assert grpc_code(server, name) is grpc.StatusCode.PERMISSION_DENIED
+
+
+def grpc_code(server: BackgroundServer, name: str, *metadata: tuple[str, str]) -> grpc.StatusCode:
+    """What a call with an empty message ends with."""
+    with grpc.insecure_channel(str(server.grpc_address)) as channel:
+        calls = channel.stream_stream(f"/{messages.SERVICE}/{name}")(iter([b""]), metadata=metadata, timeout=20)
+        try:
+            for _ in calls:
+                pass
+        except grpc.RpcError as error:
+            code: grpc.StatusCode = error.code()
+            return code
+    return grpc.StatusCode.OK
+
+
+def test_tls_beside_the_other_protocol_is_a_mistake() -> None:
+    with pytest.raises(ConfigError, match="gRPC is not encrypted here"):
+        Serving("nowhere", port=0, grpc_port=0, settings=ServerSettings(tls_cert="a", tls_key="b"))
 
 
 # --- hosts ------------------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any
 import artifacts
 import numpy as np
 import pytest
-from serving import GRAPHS, check_error, check_works, gated_server, infer, path_only, tensor, web
+from serving import ANYBODY, GRAPHS, check_error, check_works, gated_server, infer, path_only, tensor, web
 
 from shipline.serve.server import BackgroundServer
 from shipline.store.store import LocalStore
@@ -29,7 +29,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def url(root: Path) -> Iterator[str]:
-    with BackgroundServer(str(root)) as server:
+    with BackgroundServer(str(root), settings=ANYBODY) as server:
         yield server.url
 
 
@@ -192,7 +192,7 @@ def test_many_who_load_and_unload_at_once_get_only_documented_answers(url: str) 
 
 def test_a_server_of_one_model_knows_no_other(root: Path) -> None:
     for below in ("linear", "linear/1"):
-        with BackgroundServer(str(root / below)) as server:
+        with BackgroundServer(str(root / below), settings=ANYBODY) as server:
             check_error(do(server.url, "load", "total"), 404)
             assert do(server.url, "unload").status_code == do(server.url, "load").status_code == 200
             infer(server.url)

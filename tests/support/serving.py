@@ -23,10 +23,14 @@ from shipline import plugins
 from shipline.artifact import ServingSettings
 from shipline.serve.jobs import Terms
 from shipline.serve.server import BackgroundServer, Serving
+from shipline.serve.settings import ServerSettings
 
 GRAPHS = {name: getattr(artifacts, name)() for name in ("linear", "masked", "lookup", "logarithm", "total")}
 PICTURE, PICTURES = artifacts.picture()
 TABLE, ROWS = artifacts.table()
+
+# For tests of what admins do, but not of who is one.
+ANYBODY = ServerSettings(admin_without_key=True)
 
 _TLS = httpx.create_ssl_context()  # the dear part of a client
 
@@ -191,7 +195,7 @@ def gated_server(
     """A server whose backend is the identity double, in a thread."""
     register_double(monkeypatch)
     publish_identity(root / "gated", max_batch)
-    with BackgroundServer(str(root), grpc_port=grpc_port) as server:
+    with BackgroundServer(str(root), grpc_port=grpc_port, settings=ANYBODY) as server:
         yield gated(server._serving)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 
 from shipline.serve.batcher import BatcherStats
 
@@ -31,9 +33,13 @@ class Metrics:
         self.queue = self._histogram("shipline_queue_seconds", "Wait of a batch's oldest row")
         self.compute = self._histogram("shipline_compute_seconds", "The backend's time for a batch")
         self.last = Gauge(
-            "shipline_last_inference_seconds", "When the last batch ended", _LABELS, registry=self.registry
-        )
-        self.ready = Gauge("shipline_model_ready", "1 where the model takes traffic", _LABELS, registry=self.registry)
+            "shipline_last_inference_seconds", "When the last batch ended", _LABELS, registry=self.registry,
+            multiprocess_mode="mostrecent",
+        )  # fmt: skip
+        self.ready = Gauge(
+            "shipline_model_ready", "1 where the model takes traffic", _LABELS, registry=self.registry,
+            multiprocess_mode="livemin",
+        )  # fmt: skip
 
     def _histogram(
         self, name: str, text: str, labels: Sequence[str] = _LABELS, buckets: Sequence[float] = _SECONDS
@@ -46,7 +52,7 @@ class Metrics:
 
     def statistics(self, model: str, version: str) -> dict[str, Any]:
         """Return one version's sums as Triton's statistics: counts, and nanoseconds."""
-        found = _Sums(self.registry, {"model": model, "version": version})
+        found = _Sums(self._whole(), {"model": model, "version": version})
         good = found.count("shipline_requests_total", lambda labels: labels["status"] == "200")
         bad = found.count("shipline_requests_total") - good
         batches = found.count("shipline_batch_rows_count")
@@ -75,7 +81,15 @@ class Metrics:
 
     def exposition(self) -> bytes:
         """Return everything in Prometheus' text format."""
-        return generate_latest(self.registry)
+        return generate_latest(self._whole())
+
+    def _whole(self) -> CollectorRegistry:
+        """Return the metrics of every process that serves together with this one."""
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            return self.registry
+        whole = CollectorRegistry()
+        MultiProcessCollector(whole)  # type: ignore[no-untyped-call]
+        return whole
 
 
 class ModelMetrics(BatcherStats):

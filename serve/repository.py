@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Container
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -63,8 +63,8 @@ class Repository:
         self._busy: set[str] = set()
         self.complete = False
 
-    async def load_all(self) -> None:
-        """Load what there is to load when the server starts.
+    async def load_all(self, but: Container[str] = ()) -> None:
+        """Load what there is to load when the server starts, but for these names.
 
         Raises:
             ShiplineError: a model cannot be loaded, or there is none.
@@ -73,6 +73,7 @@ class Repository:
         names = [artifact.manifest.name for artifact in artifacts]
         if len(set(names)) < len(names):
             raise ConfigError(f"Two models below the URL have one name: {', '.join(names)}. Serve them apart.")
+        artifacts = [artifact for artifact in artifacts if artifact.manifest.name not in but]
         for artifact in artifacts:
             self._tell(artifact.manifest.name, artifact.manifest.version, State.LOADING)
         for artifact in artifacts:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from shipline.errors import ConfigError, ServingError, ShiplineError
 from shipline.plugins import load_target
 from shipline.serve.access import Access
+from shipline.serve.doors import Doors, address_of
 from shipline.serve.http.app import Application
 from shipline.serve.http.connection import Config
 from shipline.serve.http.gate import Gate, Hosts, hosts_of
@@ -25,6 +27,7 @@ from shipline.store import redact
 
 if TYPE_CHECKING:
     from shipline.serve.grpc.server import GrpcServer
+    from shipline.serve.worker import Colleague
 
 logger = logging.getLogger("shipline.serve")
 
@@ -50,6 +53,7 @@ class Serving:
         trust: Sequence[str] = (),
         grace_s: int = GRACE_S,
         settings: ServerSettings | None = None,
+        doors: Doors | None = None,
     ) -> None:
         self._url = url
         settings = settings or ServerSettings()
@@ -61,16 +65,17 @@ class Serving:
         hosts = Hosts(settings.allowed_hosts)
         tls = tls_context(settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None
         self._scheme = "https" if tls else "http"
-        with contextlib.ExitStack() as undo:
-            self._socket = undo.enter_context(_bind(host, port))
-            self._bound: tuple[str, int] = self._socket.getsockname()[:2]
-            own = Hosts(hosts_of(self._bound[0]))
-            health = None
-            if settings.health_port is not None:
-                bound = undo.enter_context(_bind(host, settings.health_port))
-                health = health_config(Gate(self._app, own, Access()), settings.limits), bound
-            self._grpc = None if grpc_port is None else _grpc_server(host, grpc_port, self._app, grace_s, access)
-            undo.pop_all()
+        doors = doors or Doors.open(host, port, health_port=settings.health_port, grpc_port=grpc_port)
+        self._doors = doors
+        own = Hosts(hosts_of(doors.http.getsockname()[0]))
+        try:
+            self._grpc = None if doors.grpc is None else _grpc_server(doors.grpc, self._app, grace_s, access)
+        except BaseException:
+            doors.close()
+            raise
+        health = None
+        if doors.health is not None:
+            health = health_config(Gate(self._app, own, Access()), settings.limits), doors.health
         gate = Gate(self._app, own if settings.allowed_hosts is None else hosts, access)
         config = Config(gate, settings.limits, tls, lifespan="on", timeout_graceful_shutdown=grace_s)
         self._server = Server(config, self._app, health, self._grpc)
@@ -79,7 +84,7 @@ class Serving:
     @property
     def address(self) -> str:
         """The server's own URL."""
-        return f"{self._scheme}://{_joined(*self._bound)}"
+        return f"{self._scheme}://{address_of(self._doors.http)}"
 
     @property
     def grpc_address(self) -> str | None:
@@ -107,12 +112,15 @@ class Serving:
             logger.info("Serving gRPC on %s", self._grpc.address)
         try:
             with self._obeying_signals():
-                self._server.run(sockets=[self._socket])
+                self._server.run(sockets=[self._doors.http])
         finally:
-            self._socket.close()
-            self._server.close_health()
+            self._doors.close()
         if self._error is not None:
             raise self._error
+
+    def join(self, colleague: Callable[[Application], Colleague]) -> None:
+        """Serve as one of several processes."""
+        self._app.join(colleague(self._app))
 
     def stop(self) -> None:
         """Take no new traffic, finish what was accepted, end `run`."""
@@ -134,6 +142,8 @@ class Serving:
 
     def _fail(self, error: ShiplineError) -> None:
         self._error = error
+        if self._app.colleague is not None:
+            self._app.colleague.say_failed(error)
         self.stop()
 
 
@@ -191,6 +201,7 @@ def serve(
     port: int = 8000,
     grpc_port: int | None = None,
     trust: Sequence[str] = (),
+    workers: int = 1,
     settings: ServerSettings | None = None,
 ) -> None:
     """Serve every model below `url`, or one model, or one version, until a signal.
@@ -202,6 +213,7 @@ def serve(
         grpc_port: to listen on for gRPC, too; 0 is any free one, None is no gRPC.
         trust: URLs below which models may hold code: TorchScript, torch.export, AOTInductor. Whoever may write there
             can run what they like in this process.
+        workers: processes that serve together, each with the models in its own memory.
         settings: who is let in, and how long and how much a client may take.
 
     Raises:
@@ -212,10 +224,36 @@ def serve(
         MissingExtraError: gRPC is asked for, and not installed.
         ConfigError: there is no such host, or a setting is wrong.
     """
-    Serving(url, host=host, port=port, grpc_port=grpc_port, trust=trust, settings=settings).run()
+    if workers < 1:
+        raise ConfigError(f"workers is {workers}; choose 1 or more.")
+    if workers == 1:
+        Serving(url, host=host, port=port, grpc_port=grpc_port, trust=trust, settings=settings).run()
+    else:
+        _serve_together(workers, url, host, port, grpc_port, trust, settings or ServerSettings())
 
 
-def _grpc_server(host: str, port: int, app: Application, grace_s: int, access: Access) -> GrpcServer:
+def _serve_together(
+    workers: int,
+    url: str,
+    host: str,
+    port: int,
+    grpc_port: int | None,
+    trust: Sequence[str],
+    settings: ServerSettings,
+) -> None:
+    from shipline.serve.supervisor import Supervisor
+
+    Trust(trust)  # what is wrong with them is said by one process, before there are others
+    doors = Doors.open(host, port, health_port=settings.health_port, grpc_port=grpc_port, shared=True)
+
+    async def supervise() -> None:
+        await Supervisor(url, workers, doors, trust, GRACE_S, settings).run()
+
+    with contextlib.closing(doors):
+        asyncio.run(supervise())
+
+
+def _grpc_server(door: socket.socket, app: Application, grace_s: int, access: Access) -> GrpcServer:
     service, server, guard = map(
         load_target,
         (
@@ -224,31 +262,5 @@ def _grpc_server(host: str, port: int, app: Application, grace_s: int, access: A
             "shipline.serve.grpc.guard:Guard",
         ),
     )
-    # gRPC takes no socket that is bound: this one keeps the port until it listens there itself.
-    held = _bind(host, port)
-    built: GrpcServer = server(_joined(*held.getsockname()[:2]), service(app), held, grace_s, guard(access))
+    built: GrpcServer = server(address_of(door), service(app), door, grace_s, guard(access))
     return built
-
-
-def _joined(host: str, port: int) -> str:
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    if not 0 <= port <= 65535:
-        raise ConfigError(f"port is {port}; choose one from 0 to 65535.")
-    try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        bound = socket.socket(family, socket.SOCK_STREAM)
-    except OSError as error:
-        raise ConfigError(f"host is {host!r}, which this machine does not know: {error.strerror}.") from error
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        bound.bind((host, port))
-        bound.listen(2048)
-    except OSError as error:
-        bound.close()
-        raise ServingError(
-            f"Cannot listen on {host}:{port}: {error.strerror}. Stop what uses the port, or choose another."
-        ) from error
-    return bound

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
 
 from shipline.errors import ConfigError
 
@@ -74,3 +75,12 @@ class ServerSettings:
             )
         if self.admin_without_key and self.api_keys is not None:
             raise ConfigError("admin_without_key is set beside api_keys; with keys, an admin key is what it takes.")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return them as JSON can hold them, for another process."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, said: dict[str, Any]) -> Self:
+        """Return what `to_json` was called on."""
+        return cls(**{**said, "limits": Limits(**said["limits"])})

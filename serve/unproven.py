@@ -15,13 +15,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from shipline.artifact import Artifact, ArtifactManifest, ServingSettings
-from shipline.backends.base import Arrays
 from shipline.errors import NotFoundError, ServingError
 from shipline.serve.golden import Example
-from shipline.signature import BYTES, DYNAMIC, Signature, TensorSpec
+from shipline.signature import Signature, zeros
 from shipline.store import Store, absolute, is_name, open_store, split
 from shipline.store.commit import MANIFEST
 
@@ -118,7 +115,7 @@ def _examined(data: bytes, where: str) -> dict[str, Any]:
     """Return what a process of its own has found out about the file, which may be anybody's and end that process."""
     with tempfile.TemporaryDirectory(prefix="shipline-unproven-") as scratch:
         (file := Path(scratch) / MODEL_FILE).write_bytes(data)
-        command = [sys.executable, "-m", "shipline.serve.examination", str(file)]
+        command = [sys.executable, "-m", "shipline.backends.examination", str(file)]
         try:
             done = subprocess.run(  # noqa: S603 -- of this interpreter
                 command, capture_output=True, check=False, timeout=TIMEOUT_S
@@ -134,12 +131,3 @@ def _examined(data: bytes, where: str) -> dict[str, Any]:
         f"{where} cannot be served: loading it, or running it once, ended its process ({done.returncode}). "
         "It is damaged, needs more memory than there is, or is no ONNX file."
     )
-
-
-def zeros(specs: tuple[TensorSpec, ...], rows: int, size: int) -> Arrays:
-    """Return rows of zeros, and of empty texts, whose free dimensions have this size."""
-    found: Arrays = {}
-    for spec in specs:
-        shape = (rows, *(size if one == DYNAMIC else one for one in spec.shape[1:]))
-        found[spec.name] = np.full(shape, b"", object) if spec.dtype == BYTES else np.zeros(shape, spec.dtype)
-    return found

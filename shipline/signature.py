@@ -102,6 +102,15 @@ class Signature(BaseModel):
         return f"{_listed(self.inputs)} -> {_listed(self.outputs)}"
 
 
+def zeros(specs: tuple[TensorSpec, ...], rows: int, size: int) -> dict[str, np.ndarray]:
+    """Return rows of zeros, and of empty texts, whose free dimensions have this size."""
+    found: dict[str, np.ndarray] = {}
+    for spec in specs:
+        shape = (rows, *(size if one == DYNAMIC else one for one in spec.shape[1:]))
+        found[spec.name] = np.full(shape, b"", object) if spec.dtype == BYTES else np.zeros(shape, spec.dtype)
+    return found
+
+
 def _listed(specs: tuple[TensorSpec, ...]) -> str:
     return ", ".join(f"{spec.name}: {spec.dtype}[{', '.join(map(str, spec.shape))}]" for spec in specs)
 

@@ -15,7 +15,6 @@ _OPTIONS = {
     "grpc.max_receive_message_length": MAX_BODY_BYTES,
     "grpc.max_send_message_length": -1,  # what a model answers is the operator's choice, not the client's
     "grpc.max_concurrent_streams": 256,  # of one connection; what is more waits at the client
-    "grpc.so_reuseport": 0,  # a port that is taken is an error
     # Clients that vanish are noticed within minutes; those that ping every ten seconds are welcome.
     "grpc.keepalive_time_ms": 60_000,
     "grpc.keepalive_timeout_ms": 20_000,
@@ -49,8 +48,11 @@ class GrpcServer:
         Raises:
             ServingError: somebody else took the address just now.
         """
+        # Shared by the processes of one server; else a port that is taken is an error.
+        shared = self._held.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT)
         self._held.close()
-        self._server = grpc.aio.server(options=tuple(_OPTIONS.items()), interceptors=(self._guard,))
+        options = (*_OPTIONS.items(), ("grpc.so_reuseport", shared))
+        self._server = grpc.aio.server(options=options, interceptors=(self._guard,))
         self._server.add_generic_rpc_handlers((self._service.handlers(),))
         try:
             self._server.add_insecure_port(self.address)

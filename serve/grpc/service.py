@@ -120,12 +120,12 @@ class Service:
 
     async def _load(self, request: Any) -> dict[str, Any]:
         _check_harmless(request)
-        await self._repository.load(request.model_name)
+        await self._app.operator.load(request.model_name)
         return {}
 
     async def _unload(self, request: Any) -> dict[str, Any]:
         _check_harmless(request)
-        await self._repository.unload(request.model_name)
+        await self._app.operator.unload(request.model_name)
         return {}
 
     def _get(self, request: Any) -> ServedModel:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -26,7 +26,20 @@ from shipline.serve.model import ServedModel
 from shipline.serve.repository import Repository
 from shipline.serve.trust import Trust
 
+if TYPE_CHECKING:
+    from shipline.serve.worker import Colleague
+
 logger = logging.getLogger(__name__)
+
+
+class Operator(Protocol):
+    """Who loads and unloads models when asked to; RequestError where that cannot be."""
+
+    async def load(self, name: str) -> None:
+        """Load the version that is stable now."""
+
+    async def unload(self, name: str) -> None:
+        """Unload the model."""
 
 
 class Application(FastAPI):
@@ -50,6 +63,11 @@ class Application(FastAPI):
         self._endpoints: dict[str, Endpoint] = {"/invocations": InvocationsEndpoint(self.repository)}
         self.on_failure = on_failure
         self.stopping = False
+        self.operator: Operator = self.repository
+        self.colleague: Colleague | None = None
+        self.others_ready = True
+        self.may_listen = asyncio.Event()
+        self.may_listen.set()
         self.others: asyncio.Task[None] | None = None  # who else uses the models: awaited before these are given back
         add_routes(self)
 
@@ -73,7 +91,14 @@ class Application(FastAPI):
     @property
     def ready(self) -> bool:
         """Whether every model takes traffic, and the server is not stopping."""
-        return self.repository.complete and not self.stopping
+        return self.repository.complete and self.others_ready and not self.stopping
+
+    def join(self, colleague: Colleague) -> None:
+        """Be one of several processes: ready when all are, and loading and unloading what all do."""
+        self.operator = self.colleague = colleague
+        self.others_ready = False
+        if not colleague.listens_at_once:
+            self.may_listen.clear()
 
     def _add(self, model: ServedModel) -> None:
         self._remove(model)
@@ -92,9 +117,12 @@ class Application(FastAPI):
 @asynccontextmanager
 async def _lifespan(app: Application) -> AsyncIterator[None]:
     """Load in the background: the server is alive at once, and ready when every model has proved itself."""
-    loading = asyncio.create_task(_load(app))
+    tasks = [asyncio.create_task(_load(app))]
+    if app.colleague is not None:
+        tasks.append(asyncio.create_task(app.colleague.work()))
     yield
-    loading.cancel()
+    for task in tasks:
+        task.cancel()
     if app.others is not None:
         await app.others
     app.repository.close()
@@ -102,12 +130,14 @@ async def _lifespan(app: Application) -> AsyncIterator[None]:
 
 async def _load(app: Application) -> None:
     try:
-        await app.repository.load_all()
+        await app.repository.load_all(app.colleague.unloaded if app.colleague else ())
     except ShiplineError as error:
         app.on_failure(error)
     except Exception as error:
         logger.exception("Loading failed")
         app.on_failure(ShiplineError(f"Loading failed: {type(error).__name__}: {error}"))
+    finally:
+        app.may_listen.set()
 
 
 def _answer(request: Request, error: RequestError) -> Response:

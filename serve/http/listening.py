@@ -81,6 +81,7 @@ class Server(uvicorn.Server):
                 self._app.on_failure(error)
                 return
         await self.lifespan.startup()
+        await self._app.may_listen.wait()
         self.servers = [await _listen(self.config, bound, self.server_state) for bound in sockets or ()]
         self.started = True
 
@@ -89,11 +90,6 @@ class Server(uvicorn.Server):
         if self._grpc is not None:
             self._app.others = asyncio.create_task(self._grpc.stop())
         await super().shutdown(sockets)
-
-    def close_health(self) -> None:
-        """Give back the second port."""
-        if self._health is not None:
-            self._health[1].close()
 
     async def _sweep(self) -> None:
         """Look once in a while for connections that take too long: a timer for each request costs more."""

@@ -117,13 +117,13 @@ async def _index(request: Request) -> list[dict[str, str]]:
 
 async def _load(request: Request, name: str) -> Response:
     await _asked(request, {"parameters"})
-    await request.app.repository.load(name)
+    await request.app.operator.load(name)
     return Response()
 
 
 async def _unload(request: Request, name: str) -> Response:
     await _asked(request, {"parameters"})
-    await request.app.repository.unload(name)
+    await request.app.operator.unload(name)
     return Response()
 
 

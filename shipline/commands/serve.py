@@ -28,6 +28,7 @@ def run(arguments: Sequence[str]) -> None:
         default=None,
         help="Port to listen on for gRPC, too; 0 is any free one. Without it there is no gRPC.",
     )
+    parser.add_argument("--workers", type=int, default=1, help="Processes that serve together, each with the models.")
     parser.add_argument(
         "--trust",
         type=str,
@@ -56,6 +57,7 @@ def run(arguments: Sequence[str]) -> None:
         port=settings.port,
         grpc_port=settings.grpc_port,
         trust=settings.trust,
+        workers=settings.workers,
         settings=safety,
     )
 

@@ -1,6 +1,6 @@
 """A plain model file looked at and run once, in a process of its own: the file may be anybody's, and end that process.
 
-    python -m shipline.serve.examination model.onnx
+    python -m shipline.backends.examination model.onnx
 
 prints what was found out as JSON: signature, largest batch, and a size that free dimensions may have; or the error.
 """
@@ -19,8 +19,7 @@ from shipline.artifact import ServingSettings
 from shipline.backends.base import Arrays
 from shipline.backends.onnx import OnnxBackend
 from shipline.backends.trial import limit_memory
-from shipline.serve.unproven import zeros
-from shipline.signature import BYTES, DYNAMIC, Signature, TensorSpec
+from shipline.signature import BYTES, DYNAMIC, Signature, TensorSpec, zeros
 
 # How large dimensions that may have any size are tried: a convolution takes none of the smallest.
 SIZES = (1, 8, 32, 224)

@@ -84,7 +84,7 @@ class InvocationsEndpoint:
         try:
             model = self._chosen(headers.get(TARGET))
         except RequestError as error:
-            await send_error(send, error, headers)
+            await send_error(scope, send, error)
             return
         json = media_type_of(headers) in (None, b"application/json")
         endpoint = _EitherEndpoint(model) if json else PredictEndpoint(model)

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from shipline.serve.errors import RequestError, bad
+from shipline.serve.http.cycle import WHOLE
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -90,8 +91,14 @@ def packed(body: bytes, by: bytes) -> bytes:
     return packer.compress(body) + packer.flush()
 
 
-async def respond(send: Send, status: int, body: bytes, headers: RawHeaders) -> None:
-    """Send an answer."""
+def respond(scope: Scope, send: Send, status: int, body: bytes, headers: RawHeaders) -> Awaitable[None]:
+    """Send an answer, in one piece where the server takes that."""
+    if "extensions" in scope and WHOLE in scope["extensions"]:
+        return send({"type": WHOLE, "status": status, "headers": headers, "body": body})
+    return _respond_in_two(send, status, body, headers)
+
+
+async def _respond_in_two(send: Send, status: int, body: bytes, headers: RawHeaders) -> None:
     length = (b"content-length", str(len(body)).encode())
     await send({"type": "http.response.start", "status": status, "headers": [length, *headers]})
     await send({"type": "http.response.body", "body": body})

@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from shipline.serve.errors import RequestError, bad, overloaded
+from shipline.serve.http.cycle import taking_whole
 from shipline.serve.http.endpoints import error_answer
 from shipline.serve.http.gate import HEALTH, App, only
 from shipline.serve.settings import Limits
@@ -166,6 +167,7 @@ class Connection(HttpToolsProtocol):
         ):
             raise self._head_too_large()
         super().on_headers_complete()
+        taking_whole(self.cycle)  # uvicorn makes its own kind, and its task has not begun
         self._awaited = _BODY
         if self._crowded:
             self.cycle.keep_alive = False

@@ -68,7 +68,7 @@ class PredictionEndpoint:
             logger.exception("Model %r failed on request %s", self._model.name, identity)
             answer, extra = error_answer(RequestError(500, "The model failed on this input."), identity)
         self._model.metrics.answered(self.name, status, time.perf_counter() - began)
-        await respond(send, status, answer, extra)
+        await respond(scope, send, status, answer, extra)
 
     def check_type(self, media_type: bytes | None, headers: Headers) -> None:
         """Raise RequestError 415 unless bodies of this media type are taken; None where the client named none."""
@@ -95,7 +95,10 @@ class InferEndpoint(PredictionEndpoint):
         manifest = self._model.manifest
         length = _json_length(headers)
         size = len(body) if length is None else length  # the bytes behind it are taken as they lie
-        request = await off_loop(size, OFF_LOOP_BYTES, parse_infer, body, manifest.signature, length)
+        if size < OFF_LOOP_BYTES:
+            request = parse_infer(body, manifest.signature, length)
+        else:
+            request = await asyncio.to_thread(parse_infer, body, manifest.signature, length)
         terms = Terms(request.priority, client, request.timeout_s)
         outputs = await self._model.infer(request.inputs, request.rows, terms)
         answer, length = infer_response(manifest.name, manifest.version, request, outputs, manifest.signature)
@@ -111,10 +114,10 @@ def error_answer(error: RequestError, identity: str) -> Answer:
     return orjson.dumps({"error": error.message, "id": identity}), headers
 
 
-async def send_error(send: Send, error: RequestError, headers: Headers) -> None:
+async def send_error(scope: Scope, send: Send, error: RequestError) -> None:
     """Answer a request whose headers alone are at fault."""
-    body, extra = error_answer(error, request_id(headers))
-    await respond(send, error.status, body, [*extra, (b"connection", b"close")])
+    body, extra = error_answer(error, request_id(dict(scope["headers"])))
+    await respond(scope, send, error.status, body, [*extra, (b"connection", b"close")])
 
 
 def request_id(headers: Headers) -> str:

@@ -117,4 +117,4 @@ def only(paths: frozenset[str], app: App, otherwise: RequestError) -> App:
 async def refuse(error: RequestError, scope: Scope, send: Send) -> None:
     """Answer with the error."""
     body, headers = error_answer(error, request_id(dict(scope["headers"])))
-    await respond(send, error.status, body, headers)
+    await respond(scope, send, error.status, body, headers)

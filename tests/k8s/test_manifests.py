@@ -17,6 +17,7 @@ from helpers import ROOT
 import shipline
 from shipline import plugins
 from shipline.commands import serve as serve_command
+from shipline.serve.settings import ServerSettings
 
 from . import rules
 from .manifests import Manifest, Manifests, pods, render, servers, title
@@ -86,13 +87,23 @@ def test_the_command_line_takes_the_arguments_of_the_container(
     base: Manifests, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served: list[tuple[str, dict[str, Any]]] = []
-    monkeypatch.setattr(plugins, "load_target", lambda target: lambda url, **options: served.append((url, options)))
+    load = plugins.load_target
+
+    def loaded(target: str) -> Any:
+        if target == "shipline.serve.server:serve":
+            return lambda url, **options: served.append((url, options))
+        return load(target)
+
+    monkeypatch.setattr(plugins, "load_target", loaded)
     monkeypatch.setattr(serve_command, "log_to_terminal", list)
     monkeypatch.setattr(sys, "path", [*sys.path])
     command, *arguments = pods(base)[0].main["args"]
     serve_command.run([argument.replace("$(SHIPLINE_URL)", "s3://models") for argument in arguments])
     assert command == "serve"
-    assert served == [("s3://models", {"host": "0.0.0.0", "port": 8000, "trust": []})]  # noqa: S104 -- compared, not listened on
+    ((url, options),) = served
+    assert url == "s3://models"
+    assert (options["host"], options["port"], options["trust"]) == ("0.0.0.0", 8000, [])  # noqa: S104 -- compared alone
+    assert options["settings"] == ServerSettings()
 
 
 def test_the_overlay_of_the_readme_renders_and_keeps_every_rule(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from helpers import free_port
-from serving import GRAPHS, PICTURE, PICTURES, ROWS, TABLE
+from serving import ANYBODY, GRAPHS, PICTURE, PICTURES, ROWS, TABLE
 from web_double import Asked, Say, double
 
 from shipline.client import AsyncClient, Client, requests, retry
@@ -120,7 +120,7 @@ def test_they_answer_alike(ask: Twin, url: str, tmp_path: Path) -> None:
 
 def test_models_are_loaded_and_unloaded(ask: Twin, tmp_path: Path) -> None:
     artifacts.publish(f"{tmp_path}/linear", GRAPHS["linear"])
-    with BackgroundServer(str(tmp_path)) as server:
+    with BackgroundServer(str(tmp_path), settings=ANYBODY) as server:
         (state,) = ask(server.url, "models")
         assert (state["name"], state["version"], state["state"]) == ("linear", "1", "READY")
         assert ask(server.url, "unload", "linear") is None

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
-from serving import GRAPHS, check_error, infer, tensor, web
+from serving import ANYBODY, GRAPHS, check_error, infer, tensor, web
 
 from shipline.errors import ServingError
 from shipline.serve.server import BackgroundServer
@@ -65,7 +65,7 @@ def test_one_file_is_served_by_its_url(tmp_path: Path) -> None:
 
 def test_a_file_that_came_later_is_loaded_and_changes_are_taken_up(tmp_path: Path) -> None:
     artifacts.publish(f"{tmp_path}/linear", GRAPHS["linear"])
-    with BackgroundServer(str(tmp_path)) as server:
+    with BackgroundServer(str(tmp_path), settings=ANYBODY) as server:
         load = f"{server.url}/v2/repository/models/late/load"
         check_error(web.post(load), 404)
         (tmp_path / "late.onnx").write_bytes(LINEAR)

@@ -1,7 +1,8 @@
 """Greedy batching: a free backend takes at once what waits, up to a batch; nobody waits for a timer.
 
 A batch that fails is halved until the one request that is at fault stands alone, so innocent ones get their answers. A
-caller that went away is left out, or its rows are thrown away; its batch-mates do not notice.
+caller that went away is left out, or its rows are thrown away; its batch-mates do not notice. A batch that ended its
+backend's process runs again request by request.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shipline.backends.base import Arrays
-from shipline.serve.errors import RequestError, overloaded
+from shipline.serve.errors import BackendLostError, RequestError, overloaded
 from shipline.serve.jobs import Job, Terms, Waiting, size_of
 from shipline.serve.threads import Threads
 
@@ -213,12 +214,18 @@ class Batcher:
 
 
 _USUAL = Terms()
+_GONE = RequestError(504, "There was no answer in time.")
 
 
 def execute(run: Run, jobs: list[Job]) -> list[Outcome]:
     """Return, for each job, its part of the outputs, or what the backend raises for it alone."""
     try:
         return _split(run(_joined(jobs)), jobs)
+    except BackendLostError as lost:
+        # Not in halves: a process for each would take seconds.
+        return [_GONE if job.future.done() else execute(lost.again, [job])[0] for job in jobs]
+    except RequestError as error:  # there is no room, or time is over: for no row's fault
+        return [error] * len(jobs)
     except Exception as error:
         if len(jobs) == 1:
             return [error]

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from shipline.backends.base import Arrays
+from shipline.errors import ServingError
+
 
 class RequestError(Exception):
     """Ends a request with this status and text."""
@@ -21,3 +26,19 @@ def bad(message: str) -> RequestError:
 def overloaded(message: str) -> RequestError:
     """Return the error for a request that there is no room for now."""
     return RequestError(503, message, {"retry-after": "1"})
+
+
+class BackendError(ServingError):
+    """What a backend in a process of its own raised, or did to that process."""
+
+
+class BackendLostError(BackendError):
+    """A backend's process ended while it computed this, and maybe other things: nobody knows yet which of them did it.
+
+    Args:
+        again: runs the same in the next process, alone.
+    """
+
+    def __init__(self, again: Callable[[Arrays], Arrays]) -> None:
+        super().__init__("The backend's process ended.")
+        self.again = again

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from shipline import plugins
 from shipline.artifact import PROCESSING, Artifact, ArtifactManifest, ServingSettings
 from shipline.backends.base import Arrays, Backend
 from shipline.backends.cores import cores
@@ -17,6 +16,7 @@ from shipline.processing import Processing
 from shipline.serve.batcher import Batcher
 from shipline.serve.errors import bad
 from shipline.serve.golden import Example, GoldenRows, replay
+from shipline.serve.isolated import IsolatedBackend, backend_class
 from shipline.serve.jobs import Terms
 from shipline.serve.metrics import Metrics
 from shipline.serve.trust import Trust
@@ -48,6 +48,8 @@ class ServedModel:
         settings = manifest.serving
         self.batch_size = min(settings.preferred_batch_size or settings.max_batch_size, settings.max_batch_size)
         threads = threads_for(_batch_seconds(backend, example.inputs, settings.max_batch_size), settings)
+        if isinstance(backend, IsolatedBackend):
+            threads = max(threads, 1)  # the event loop waits for no other process
         self.instances = max(threads, 1)
         self._batcher = Batcher(
             backend.run,
@@ -78,11 +80,15 @@ class ServedModel:
     @classmethod
     def _open(cls, artifact: Artifact, example: Example, metrics: Metrics, trust: Trust) -> ServedModel:
         manifest = artifact.manifest
-        backend_class: type[Backend] = plugins.load("backend", manifest.backend)
-        trust.check(artifact, backend_class)
-        backend = backend_class.load(artifact.read(manifest.model_file), manifest.serving)
+        chosen = backend_class(manifest.backend)
+        trust.check(artifact, chosen)
         processing = Processing.from_json(artifact.read(PROCESSING)) if PROCESSING in artifact else None
-        return cls(manifest, backend, processing, example, metrics)
+        backend = chosen.load(artifact.read(manifest.model_file), manifest.serving)
+        try:
+            return cls(manifest, backend, processing, example, metrics)
+        except BaseException:
+            backend.close()
+            raise
 
     @property
     def name(self) -> str:
@@ -93,6 +99,11 @@ class ServedModel:
     def version(self) -> str:
         """The version's number."""
         return self.manifest.version
+
+    @property
+    def available(self) -> bool:
+        """Whether requests are taken now, and not refused because the backend has failed too often."""
+        return self._backend.available
 
     async def infer(self, inputs: Arrays, rows: int, terms: Terms | None = None) -> Arrays:
         """Return the outputs for tensors that match the signature.

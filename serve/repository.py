@@ -121,7 +121,7 @@ class Repository:
 
     def index(self, *, ready: bool = False) -> list[Status]:
         """Return what is known of each model, by name; or of those alone that are ready."""
-        found = [self._statuses[name] for name in sorted(self._statuses)]
+        found = [self._status(name) for name in sorted(self._statuses)]
         return [status for status in found if status.state is State.READY or not ready]
 
     def models(self) -> list[ServedModel]:
@@ -206,6 +206,12 @@ class Repository:
 
     def _tell(self, name: str, version: str, state: State, reason: str = "") -> None:
         self._statuses[name] = Status(name, version, state, reason)
+
+    def _status(self, name: str) -> Status:
+        status, model = self._statuses[name], self._models.get(name)
+        if status.state is State.READY and model is not None and not model.available:
+            return Status(name, status.version, State.UNAVAILABLE, "it has failed too often, and is started again soon")
+        return status
 
     def _put_back(self, name: str, status: Status | None) -> None:
         if status is None:

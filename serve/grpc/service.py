@@ -100,10 +100,10 @@ class Service:
     async def _model_ready(self, request: Any) -> dict[str, Any]:
         """Tell whether the model takes traffic; one that is not here does not, which is no error."""
         try:
-            self._get(request)
+            model = self._get(request)
         except RequestError:
             return {"ready": False}
-        return {"ready": not self._app.stopping}
+        return {"ready": model.available and not self._app.stopping}
 
     async def _model_metadata(self, request: Any) -> dict[str, Any]:
         return description.model_metadata(self._get(request))

@@ -9,7 +9,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from shipline.serve import description
-from shipline.serve.errors import RequestError, bad
+from shipline.serve.errors import RequestError, bad, overloaded
 from shipline.serve.http.document import parse_json
 from shipline.serve.metrics import CONTENT_TYPE
 from shipline.serve.parameters import HARMLESS
@@ -70,6 +70,8 @@ async def _model_ready(request: Request, name: str, version: str | None = None) 
     model = request.app.repository.get(name, version)
     if request.app.stopping:
         raise RequestError(503, "The server is stopping.")
+    if not model.available:
+        raise overloaded("The model has failed too often. Try again in a minute.")
     return {"name": model.name, "ready": True}
 
 

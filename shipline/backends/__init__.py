@@ -9,3 +9,6 @@ import os
 # onnxruntime records the path of the program and an id of the machine, and knows an address to send them to. It decides
 # when it is imported, so this stands before any import of it.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+# Those of ours with `Backend.runs_code`. Servers have them in processes of their own, and need not import them to know.
+RUN_CODE = frozenset({"aotinductor", "torch-export", "torchscript"})

@@ -34,5 +34,10 @@ class Backend(ABC):
             InputError: it cannot compute with these values, and whoever sent them is to know.
         """
 
+    @property
+    def available(self) -> bool:
+        """Whether batches are taken now."""
+        return True
+
     def close(self) -> None:  # noqa: B027 -- nothing to give back is the common case
         """Give back what `load` took."""

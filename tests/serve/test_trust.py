@@ -13,30 +13,11 @@ import torch_files
 from command_line import in_process
 from serving import check_error, register_double, tensor, web
 
-from shipline.artifact import Artifact, ServingSettings
+from shipline.artifact import ServingSettings
 from shipline.commands import main
 from shipline.errors import ConfigError, ServingError
 from shipline.serve.server import BackgroundServer
 from shipline.serve.trust import Trust
-from shipline.signature import Signature, TensorSpec
-
-
-def publish(url: str) -> Artifact:
-    """A model in TorchScript."""
-    inputs = torch_files.inputs_of(2)
-    outputs = torch_files.mixed_in_numpy(inputs)
-
-    def specs(arrays: artifacts.Arrays) -> tuple[TensorSpec, ...]:
-        return tuple(TensorSpec(name=n, dtype=a.dtype.name, shape=(-1, *a.shape[1:])) for n, a in arrays.items())
-
-    graph = artifacts.Graph(
-        torch_files.mixed("torchscript"),
-        Signature(inputs=specs(inputs), outputs=specs(outputs)),
-        torch_files.mixed_in_numpy,
-        inputs,
-    )
-    files = {**artifacts.golden_files(inputs, outputs), "model.ts": graph.model}
-    return artifacts.publish(url, graph, files=files, backend="torchscript", model_file="model.ts")
 
 
 @pytest.mark.parametrize(
@@ -95,7 +76,7 @@ def test_a_text_is_no_list_of_prefixes() -> None:
 
 
 def test_code_is_loaded_only_with_trust(tmp_path: Path) -> None:
-    publish(f"{tmp_path}/models/mixed")
+    torch_files.publish(f"{tmp_path}/models/mixed")
     (tmp_path / "models-too").mkdir()
     for trust in ([], [f"{tmp_path}/model"], [f"{tmp_path}/models-too"]):
         with (
@@ -116,7 +97,7 @@ def test_code_is_loaded_only_with_trust(tmp_path: Path) -> None:
 
 def test_it_is_refused_in_a_remote_store_too() -> None:
     root = f"memory://{uuid.uuid4().hex}"
-    publish(f"{root}/models/mixed")
+    torch_files.publish(f"{root}/models/mixed")
     with (
         pytest.raises(ServingError, match=f"--trust {root}/models/mixed"),
         BackgroundServer(f"{root}/models", trust=[f"{root}/models-too"]),
@@ -127,7 +108,7 @@ def test_it_is_refused_in_a_remote_store_too() -> None:
 
 
 def test_the_command_says_which_flag_to_give(tmp_path: Path) -> None:
-    publish(f"{tmp_path}/models/mixed")
+    torch_files.publish(f"{tmp_path}/models/mixed")
     outcome = in_process("serve", f"{tmp_path}/models", "--port", "0", "--trust", "/nowhere")
     assert outcome.code == 1
     assert f"add --trust {tmp_path}/models/mixed" in outcome.err

@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable
 from typing import Any
 
+import artifacts
 import numpy as np
 import torch
 from small_modules import record
@@ -14,8 +15,10 @@ from torch import nn
 from torch._C import PyTorchFileReader, PyTorchFileWriter
 
 from shipline import plugins
+from shipline.artifact import Artifact
 from shipline.backends.base import Arrays
 from shipline.export.signature import signature_of
+from shipline.signature import Signature, TensorSpec
 
 FORMATS = ("torchscript", "torch-export", "aotinductor")
 RANDOM = np.random.default_rng(0)
@@ -85,3 +88,21 @@ def rewritten(archive: bytes, **records: bytes | None) -> bytes:
             writer.write_record(name, record_, len(record_))
     writer.write_end_of_file()
     return file.getvalue()
+
+
+def publish(url: str) -> Artifact:
+    """Publish Mixed in TorchScript."""
+    inputs = inputs_of(2)
+    outputs = mixed_in_numpy(inputs)
+
+    def specs(arrays: artifacts.Arrays) -> tuple[TensorSpec, ...]:
+        return tuple(TensorSpec(name=n, dtype=a.dtype.name, shape=(-1, *a.shape[1:])) for n, a in arrays.items())
+
+    graph = artifacts.Graph(
+        mixed("torchscript"),
+        Signature(inputs=specs(inputs), outputs=specs(outputs)),
+        mixed_in_numpy,
+        inputs,
+    )
+    files = {**artifacts.golden_files(inputs, outputs), "model.ts": graph.model}
+    return artifacts.publish(url, graph, files=files, backend="torchscript", model_file="model.ts")

@@ -96,6 +96,15 @@ class Batcher:
             RequestError: 503, too many rows or bytes wait already; 504, there was no answer in time.
             Exception: what the backend raised for these rows alone.
         """
+        job = self.begin(inputs, rows, terms)
+        try:
+            return await job.future
+        except asyncio.CancelledError:
+            self._waiting.remove(job)
+            raise
+
+    def begin(self, inputs: Arrays, rows: int, terms: Terms | None = None) -> Job:
+        """Let these rows wait, and return the job that `submit` awaits; RequestError 503 where there is no room."""
         size = size_of(inputs)
         if self._waiting.rows + rows > self._max_queued or self._waiting.size + size > MAX_QUEUED_BYTES:
             raise overloaded("Too many requests are waiting. Try again in a second.")
@@ -114,11 +123,12 @@ class Batcher:
                 loop.call_later(self._delay_s, self._next, loop)
             else:
                 loop.call_soon(self._next, loop)
-        try:
-            return await job.future
-        except asyncio.CancelledError:
-            self._waiting.remove(job)
-            raise
+        return job
+
+    def forget(self, job: Job) -> None:
+        """Drop a job that nobody waits for any more."""
+        job.future.cancel()
+        self._waiting.remove(job)
 
     async def drain(self) -> None:
         """Return when nothing waits or runs."""

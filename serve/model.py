@@ -17,7 +17,7 @@ from shipline.serve.batcher import Batcher
 from shipline.serve.errors import bad
 from shipline.serve.golden import Example, GoldenRows, replay
 from shipline.serve.isolated import IsolatedBackend, backend_class
-from shipline.serve.jobs import Terms
+from shipline.serve.jobs import Job, Terms
 from shipline.serve.metrics import Metrics
 from shipline.serve.trust import Trust
 from shipline.serve.unproven import UnprovenModel
@@ -112,12 +112,24 @@ class ServedModel:
             RequestError: too few or too many rows, too many requests, values that the runtime does not compute with, or
                 no answer in time.
         """
-        if not 1 <= rows <= self.manifest.serving.max_batch_size:
-            raise bad(f"A request has 1 to {self.manifest.serving.max_batch_size} rows for this model; got {rows}.")
+        self._check_rows(rows)
         try:
             return await self._batcher.submit(inputs, rows, terms)
         except InputError as error:
             raise bad(str(error)) from error
+
+    def begin(self, inputs: Arrays, rows: int, terms: Terms) -> Job:
+        """Let rows wait, and return the job whose future ends as `infer` does, but for InputError."""
+        self._check_rows(rows)
+        return self._batcher.begin(inputs, rows, terms)
+
+    def forget(self, job: Job) -> None:
+        """Drop a job whose sender is gone."""
+        self._batcher.forget(job)
+
+    def _check_rows(self, rows: int) -> None:
+        if not 1 <= rows <= self.manifest.serving.max_batch_size:
+            raise bad(f"A request has 1 to {self.manifest.serving.max_batch_size} rows for this model; got {rows}.")
 
     def prepare(self, raw: Any) -> Arrays:
         """Return the tensors for one raw input; RequestError where it is at fault."""

@@ -64,9 +64,9 @@ class Serving:
         access = Access(keys, admin_without_key=settings.admin_without_key)
         hosts = Hosts(settings.allowed_hosts)
         tls = tls_context(settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None
-        self._scheme = "https" if tls else "http"
         doors = doors or Doors.open(host, port, health_port=settings.health_port, grpc_port=grpc_port)
         self._doors = doors
+        self._address = f"{'https' if tls else 'http'}://{address_of(doors.http)}"
         own = Hosts(hosts_of(doors.http.getsockname()[0]))
         try:
             self._grpc = None if doors.grpc is None else _grpc_server(doors.grpc, self._app, grace_s, access)
@@ -84,7 +84,7 @@ class Serving:
     @property
     def address(self) -> str:
         """The server's own URL."""
-        return f"{self._scheme}://{address_of(self._doors.http)}"
+        return self._address
 
     @property
     def grpc_address(self) -> str | None:

@@ -61,6 +61,7 @@ class Application(FastAPI):
         self.metrics = Metrics()
         self.repository = Repository(url, self.metrics, self._add, self._remove, trust)
         self._endpoints: dict[str, Endpoint] = {"/invocations": InvocationsEndpoint(self.repository)}
+        self._direct: dict[bytes, InferEndpoint] = {}
         self.on_failure = on_failure
         self.stopping = False
         self.operator: Operator = self.repository
@@ -86,6 +87,11 @@ class Application(FastAPI):
         return self._endpoints
 
     @property
+    def direct(self) -> Mapping[bytes, InferEndpoint]:
+        """The paths, as they are sent, of the endpoints for tensors."""
+        return self._direct
+
+    @property
     def ready(self) -> bool:
         """Whether every model takes traffic, and the server is not stopping."""
         return self.repository.complete and self.others_ready and not self.stopping
@@ -101,7 +107,8 @@ class Application(FastAPI):
         self._remove(model)
         infer, predict = InferEndpoint(model), PredictEndpoint(model)
         for version in ("", f"/versions/{model.version}"):
-            self._endpoints[f"/v2/models/{model.name}{version}/infer"] = infer
+            self._endpoints[path := f"/v2/models/{model.name}{version}/infer"] = infer
+            self._direct[path.encode()] = infer
             self._endpoints[f"/models/{model.name}{version}/predict"] = predict
         self._endpoints[f"/v1/models/{model.name}:predict"] = V1Endpoint(model)
 
@@ -109,6 +116,7 @@ class Application(FastAPI):
         """Forget every endpoint of the model's name, of whatever version."""
         ways = (f"/v2/models/{model.name}/", f"/models/{model.name}/", f"/v1/models/{model.name}:")
         self._endpoints = {path: found for path, found in self._endpoints.items() if not path.startswith(ways)}
+        self._direct = {path: found for path, found in self._direct.items() if path.decode() in self._endpoints}
 
 
 @asynccontextmanager

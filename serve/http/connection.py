@@ -16,6 +16,7 @@ from uvicorn.server import ServerState
 
 from shipline.serve.errors import RequestError, bad, overloaded
 from shipline.serve.http.cycle import taking_whole
+from shipline.serve.http.direct import Direct, usual
 from shipline.serve.http.endpoints import error_answer
 from shipline.serve.http.gate import HEALTH, App, only
 from shipline.serve.settings import Limits
@@ -66,6 +67,7 @@ class Connection(HttpToolsProtocol):
     """One client's connection. Deadlines are kept by `sweep`, for all connections at once, and not by timers."""
 
     flow: _Flow
+    cycle: Any  # uvicorn's, or a Direct
 
     def __init__(
         self,
@@ -93,7 +95,9 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         self.flow = _Flow(transport)
         self._since = self.loop.time()
+        self._find = getattr(self.app, "direct", None)
         if self._crowded:
+            self._find = None
             self.app = only(HEALTH, self.app, overloaded("Too many connections. Try again in a second."))
             if found >= limit + _EXTRA:
                 transport.abort()
@@ -166,16 +170,52 @@ class Connection(HttpToolsProtocol):
             at_most > self._limits.head_bytes and self._head() > self._limits.head_bytes
         ):
             raise self._head_too_large()
+        if self._begin_direct():
+            return
         super().on_headers_complete()
         taking_whole(self.cycle)  # uvicorn makes its own kind, and its task has not begun
         self._awaited = _BODY
         if self._crowded:
             self.cycle.keep_alive = False
 
+    def _begin_direct(self) -> bool:
+        """Take the shortest way, where the request is a usual one and nothing stands before it."""
+        before, parser = self.cycle, self.parser
+        if self._find is None or (before is not None and not before.response_complete):
+            return False
+        if self.flow.write_paused or self.expect_100_continue:
+            return False
+        if parser.get_method() != b"POST" or not parser.should_keep_alive() or parser.should_upgrade():
+            return False
+        found = usual(self.url, self.headers, self._find)
+        if found is None:
+            return False
+        endpoint, headers = found
+        self.cycle = Direct(endpoint, headers, self.client, self)
+        self._awaited = _BODY
+        return True
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of the body."""
+        if type(self.cycle) is Direct:
+            self.cycle.body = self.cycle.body + body if self.cycle.body else body
+        else:
+            super().on_body(body)
+
     def on_message_complete(self) -> None:
         """A request has arrived."""
-        super().on_message_complete()
         self._awaited = _NOTHING
+        if type(self.cycle) is Direct and self.cycle.more_body:
+            self.cycle.more_body = False
+            self.cycle.complete()
+        else:
+            super().on_message_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client is gone, or we are done with it."""
+        super().connection_lost(exc)
+        if type(self.cycle) is Direct and not self.cycle.response_complete:
+            self.cycle.cancel()
 
     def on_response_complete(self) -> None:
         """Go on with the next request, or wait for one."""

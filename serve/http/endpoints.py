@@ -12,11 +12,12 @@ from typing import Any
 
 import orjson
 
+from shipline.backends.base import Arrays
 from shipline.serve.errors import RequestError, bad
 from shipline.serve.http import body as bodies
 from shipline.serve.http.body import BINARY, JSON, RawHeaders, Receive, Scope, Send, read_body, respond
-from shipline.serve.http.infer import infer_response, parse_infer
-from shipline.serve.jobs import Terms
+from shipline.serve.http.infer import InferRequest, infer_response, parse_infer
+from shipline.serve.jobs import Job, Terms
 from shipline.serve.model import ServedModel
 
 Endpoint = Callable[[Scope, Receive, Send], Awaitable[None]]
@@ -31,7 +32,7 @@ OFF_LOOP_BYTES = 256 << 10
 OFF_LOOP_PACKED_BYTES = 8 << 10
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-_JSON_LENGTH = b"inference-header-content-length"
+JSON_LENGTH = b"inference-header-content-length"
 
 
 class PredictionEndpoint:
@@ -41,6 +42,11 @@ class PredictionEndpoint:
 
     def __init__(self, model: ServedModel) -> None:
         self._model = model
+
+    @property
+    def model(self) -> ServedModel:
+        """Whom it asks."""
+        return self._model
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         status, headers = 200, {name: value for name, value in scope["headers"]}  # noqa: C416 -- the last of equals counts
@@ -59,14 +65,8 @@ class PredictionEndpoint:
                 answer, extra = await _packed(answer, extra, headers)
             if b"x-request-id" in headers:
                 extra = [*extra, (b"x-request-id", request_id(headers).encode())]
-        except RequestError as error:
-            status = error.status
-            answer, extra = error_answer(error, request_id(headers))
-        except Exception:
-            status = 500
-            identity = request_id(headers)
-            logger.exception("Model %r failed on request %s", self._model.name, identity)
-            answer, extra = error_answer(RequestError(500, "The model failed on this input."), identity)
+        except Exception as error:
+            status, answer, extra = failed(error, headers, self._model.name)
         self._model.metrics.answered(self.name, status, time.perf_counter() - began)
         await respond(scope, send, status, answer, extra)
 
@@ -87,24 +87,42 @@ class InferEndpoint(PredictionEndpoint):
 
     def check_type(self, media_type: bytes | None, headers: Headers) -> None:
         """Tensors behind the JSON make the whole something else than JSON."""
-        if media_type != b"application/octet-stream" or _JSON_LENGTH not in headers:
+        if media_type != b"application/octet-stream" or JSON_LENGTH not in headers:
             super().check_type(media_type, headers)
 
     async def answer(self, body: bytes, headers: Headers, client: Hashable) -> Answer:
         """Return the outputs for the tensors in the body."""
-        manifest = self._model.manifest
         length = _json_length(headers)
-        size = len(body) if length is None else length  # the bytes behind it are taken as they lie
-        if size < OFF_LOOP_BYTES:
-            request = parse_infer(body, manifest.signature, length)
+        signature = self._model.manifest.signature
+        if (len(body) if length is None else length) < OFF_LOOP_BYTES:  # the bytes behind are taken as they lie
+            request = parse_infer(body, signature, length)
         else:
-            request = await asyncio.to_thread(parse_infer, body, manifest.signature, length)
+            request = await asyncio.to_thread(parse_infer, body, signature, length)
         terms = Terms(request.priority, client, request.timeout_s)
-        outputs = await self._model.infer(request.inputs, request.rows, terms)
+        return self.written(request, await self._model.infer(request.inputs, request.rows, terms))
+
+    def begin(self, body: bytes, headers: Headers, client: Hashable) -> tuple[InferRequest, Job]:
+        """Return a request with a small body, and the job that its rows wait as."""
+        request = parse_infer(body, self._model.manifest.signature, _json_length(headers))
+        terms = Terms(request.priority, client, request.timeout_s)
+        return request, self._model.begin(request.inputs, request.rows, terms)
+
+    def written(self, request: InferRequest, outputs: Arrays) -> Answer:
+        """Return the answer with these outputs."""
+        manifest = self._model.manifest
         answer, length = infer_response(manifest.name, manifest.version, request, outputs, manifest.signature)
         if length is None:
             return answer, [JSON]
-        return answer, [BINARY, (_JSON_LENGTH, str(length).encode())]
+        return answer, [BINARY, (JSON_LENGTH, str(length).encode())]
+
+
+def failed(error: BaseException, headers: Headers, model: str) -> tuple[int, bytes, RawHeaders]:
+    """Return status, body and headers for what a request ended with; what is no fault of its sender's is logged."""
+    identity = request_id(headers)
+    if isinstance(error, RequestError):
+        return error.status, *error_answer(error, identity)
+    logger.error("Model %r failed on request %s", model, identity, exc_info=error)
+    return 500, *error_answer(RequestError(500, "The model failed on this input."), identity)
 
 
 def error_answer(error: RequestError, identity: str) -> Answer:
@@ -140,7 +158,7 @@ async def _packed(answer: bytes, headers: RawHeaders, asked: Headers) -> Answer:
 
 
 def _json_length(headers: Headers) -> int | None:
-    given = headers.get(_JSON_LENGTH)
+    given = headers.get(JSON_LENGTH)
     if given is None:
         return None
     if not given.isdigit() or len(given) > 12:

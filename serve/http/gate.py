@@ -13,7 +13,7 @@ from shipline.serve.access import Access
 from shipline.serve.errors import RequestError, bad
 from shipline.serve.http.app import Application
 from shipline.serve.http.body import Receive, Scope, Send, respond
-from shipline.serve.http.endpoints import error_answer, request_id
+from shipline.serve.http.endpoints import InferEndpoint, error_answer, request_id
 
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
@@ -39,6 +39,10 @@ class Hosts:
         self._good: set[bytes] = set()
         if allowed is not None and "*" not in allowed:
             self._allowed = frozenset(_checked(name) for name in allowed)
+
+    def knows(self, host: bytes) -> bool:
+        """Return whether a Host header has been found good before."""
+        return host in self._good
 
     def check(self, scope: Scope) -> None:
         """Raise RequestError 400 unless the request names one host, and one of these."""
@@ -87,6 +91,10 @@ class Gate:
             except RequestError as error:
                 return refuse(error, scope, send)
         return self._app(scope, receive, send)
+
+    def direct(self, path: bytes, host: bytes) -> InferEndpoint | None:
+        """Return the endpoint that tensors go to at this path, where a request for this host needs no look at it."""
+        return self._app.direct.get(path) if self._open and self._hosts.knows(host) else None
 
     def _check(self, scope: Scope) -> None:
         path: str = scope["path"]

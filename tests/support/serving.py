@@ -21,7 +21,8 @@ from doubles import WAIT_S, IdentityBackend
 
 from shipline import plugins
 from shipline.artifact import ServingSettings
-from shipline.serve.jobs import Terms
+from shipline.serve.batcher import Batcher
+from shipline.serve.jobs import Job, Terms
 from shipline.serve.server import BackgroundServer, Serving
 from shipline.serve.settings import ServerSettings
 
@@ -167,6 +168,7 @@ class Gated:
     backend: IdentityBackend
     arrived: threading.Semaphore
     serving: Serving
+    batcher: Batcher
     rows: int = 1
 
     def body(self, *values: float) -> dict[str, Any]:
@@ -202,15 +204,15 @@ def gated_server(
 def gated(serving: Serving) -> Gated:
     """Take hold of the double in a server, and count who comes."""
     model = serving._app.repository.get("gated")
-    backend, submit, arrived = model._backend, model._batcher.submit, threading.Semaphore(0)
+    backend, begin, arrived = model._backend, model._batcher.begin, threading.Semaphore(0)
     assert isinstance(backend, IdentityBackend)
 
-    async def counted(inputs: artifacts.Arrays, rows: int, terms: Terms | None) -> artifacts.Arrays:
+    def counted(inputs: artifacts.Arrays, rows: int, terms: Terms | None = None) -> Job:
         arrived.release()
-        return await submit(inputs, rows, terms)
+        return begin(inputs, rows, terms)
 
-    model._batcher.submit = counted  # type: ignore[method-assign]
-    return Gated(serving.address, backend, arrived, serving)
+    model._batcher.begin = counted  # type: ignore[method-assign]
+    return Gated(serving.address, backend, arrived, serving, model._batcher)
 
 
 def register_double(monkeypatch: pytest.MonkeyPatch) -> None:

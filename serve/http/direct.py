@@ -1,0 +1,110 @@
+"""The shortest way from a connection to a model and back, for the usual request to infer.
+
+No task, no ASGI: its body is parsed as soon as it has arrived, its rows wait for a batch, and the answer is written
+when that ends. Whatever is not usual - another method or path, a key to be checked, packed bodies, requests that follow
+each other before they are answered - takes the way through the application.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from shipline.errors import InputError
+from shipline.serve.errors import bad
+from shipline.serve.http.endpoints import JSON_LENGTH, OFF_LOOP_BYTES, InferEndpoint, failed
+
+if TYPE_CHECKING:
+    from shipline.backends.base import Arrays
+    from shipline.serve.http.body import RawHeaders
+    from shipline.serve.jobs import Job
+
+# Headers of the usual request. Those that change what is done with it are not among them.
+_USUAL = frozenset({b"host", b"content-length", b"content-type", b"user-agent", b"accept", b"connection", JSON_LENGTH})
+
+
+class _NoEvent:
+    """Nobody waits for parts of the body."""
+
+    def set(self) -> None:
+        """Do nothing."""
+
+
+class Direct:
+    """One request on this way; to uvicorn's connection it looks like one of its own."""
+
+    message_event = _NoEvent()
+
+    def __init__(self, endpoint: InferEndpoint, headers: dict[bytes, bytes], client: Any, connection: Any) -> None:
+        self._endpoint, self._headers, self._client, self._connection = endpoint, headers, client, connection
+        self.body = b""
+        self.more_body = True
+        self.keep_alive = True
+        self.disconnected = self.response_started = self.response_complete = False
+        self._began = 0.0
+        self._job: Job | None = None
+
+    def complete(self) -> None:
+        """Begin, the body being there."""
+        self._began = time.perf_counter()
+        try:
+            request, self._job = self._endpoint.begin(self.body, self._headers, self._client)
+        except Exception as error:
+            self._fail(error)
+            return
+        self._job.future.add_done_callback(lambda future: self._done(request, future))
+
+    def cancel(self) -> None:
+        """Forget the request: its client is gone."""
+        self.disconnected = True
+        if self._job is not None:
+            self._endpoint.model.forget(self._job)
+
+    def _done(self, request: Any, future: asyncio.Future[Arrays]) -> None:
+        if future.cancelled():
+            return
+        error = future.exception()
+        if error is None:
+            try:
+                self._respond(200, *self._endpoint.written(request, future.result()))
+                return
+            except Exception as caught:
+                error = caught
+        self._fail(bad(str(error)) if isinstance(error, InputError) else error)
+
+    def _fail(self, error: BaseException) -> None:
+        self._respond(*failed(error, self._headers, self._endpoint.model.name))
+
+    def _respond(self, status: int, body: bytes, headers: RawHeaders) -> None:
+        self._endpoint.model.metrics.answered(self._endpoint.name, status, time.perf_counter() - self._began)
+        if self.disconnected:
+            return
+        self.response_started = self.response_complete = True
+        connection = self._connection
+        lines = [STATUS_LINE[status], b"content-length: %d\r\n" % len(body)]
+        lines += [b"%b: %b\r\n" % header for header in (*connection.server_state.default_headers, *headers)]
+        lines.append(b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
+        lines.append(body)
+        connection.transport.write(b"".join(lines))
+        if not self.keep_alive:
+            connection.transport.close()
+        connection.on_response_complete()
+
+
+def usual(url: bytes, headers: list[tuple[bytes, bytes]], find: Callable[[bytes, bytes], InferEndpoint | None]) -> Any:
+    """Return endpoint and headers where a request, a POST with a small body, is the usual one; else None."""
+    found = dict(headers)
+    length = found.get(b"content-length", b"")
+    if len(found) != len(headers) or not found.keys() <= _USUAL or not length.isdigit():
+        return None
+    kind = found.get(b"content-type", b"application/json")
+    if kind != (b"application/octet-stream" if JSON_LENGTH in found else b"application/json"):
+        return None
+    if int(length) >= OFF_LOOP_BYTES:
+        return None
+    endpoint = find(url, found.get(b"host", b""))
+    return None if endpoint is None else (endpoint, found)

@@ -215,6 +215,15 @@ def test_more_than_a_pipe_holds_is_sent_to_a_process_that_hangs_in_vain_and_in_t
         check_equal(backend.run(large), {"y": large["x"] * 2})
 
 
+def test_the_process_may_take_what_memory_is_free_and_is_ended_before_the_server() -> None:
+    with loaded() as backend:
+        assert backend._child is not None
+        process = Path(f"/proc/{backend._child.pid}")
+        (limit,) = (line for line in (process / "limits").read_text().splitlines() if "address space" in line)
+        assert 0 < int(limit.split()[3]) < (1 << 42) * 8  # what MEMORY asks for
+        assert (process / "oom_score_adj").read_text() == "1000\n"
+
+
 def test_calls_are_answered_out_of_order(gate: Path) -> None:
     with loaded(gate) as backend, ThreadPoolExecutor(1) as pool:
         waits = pool.submit(backend.run, row(GATE))

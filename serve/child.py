@@ -23,7 +23,7 @@ from shipline.serve.errors import BackendError
 
 logger = logging.getLogger(__name__)
 
-END_S = 5.0
+END_S = 2.0
 
 
 class EndedError(Exception):

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 LOAD_S = 300.0
 WAIT_S = 30.0
-CLOSE_S = 10.0
+CLOSE_S = 5.0
 
 
 def backend_class(name: str) -> type[Backend]:

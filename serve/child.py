@@ -9,6 +9,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from concurrent.futures import Future
@@ -23,7 +24,7 @@ from shipline.serve.errors import BackendError
 
 logger = logging.getLogger(__name__)
 
-END_S = 5.0
+END_S = 2.0
 
 
 class EndedError(Exception):
@@ -34,6 +35,8 @@ class Child:
     """The process. On Linux it ends with the thread that made it, so that is the one that must listen to it."""
 
     def __init__(self, target: str, model: IO[bytes], settings: ServingSettings) -> None:
+        # Compiled code unpacks itself into temporary files, which nobody removes when its process is killed.
+        self._scratch = tempfile.TemporaryDirectory(prefix="shipline-backend-", ignore_cleanup_errors=True)
         self._connection, theirs = socket.socketpair()
         with theirs:
             files = (theirs.fileno(), model.fileno())
@@ -41,7 +44,12 @@ class Child:
             command = [sys.executable, "-P", "-m", "shipline.serve.isolated_worker", *map(str, files)]
             command += [str(os.getpid()), target, settings.model_dump_json()]
             self._process = subprocess.Popen(  # noqa: S603 -- of this interpreter, with arguments of ours
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, pass_fds=files, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=files,
+                start_new_session=True,
+                env={**os.environ, "TMPDIR": self._scratch.name},
             )
         self._numbers = itertools.count()
         self._lock, self._sending = threading.Lock(), threading.Lock()
@@ -138,6 +146,7 @@ class Child:
         for call in waiting:
             call.set_exception(EndedError())
         self._connection.close()
+        self._scratch.cleanup()
         return status
 
     def _send(self, parts: frames.Parts, until: float) -> None:

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 LOAD_S = 300.0
 WAIT_S = 30.0
-CLOSE_S = 10.0
+CLOSE_S = 5.0
 
 
 def backend_class(name: str) -> type[Backend]:
@@ -125,7 +125,7 @@ class IsolatedBackend(Backend):
                 return child.ask(inputs, self.limit_s)
             except TimeoutError:
                 logger.error("%s has not answered for %g s; its process is ended", self.target, self.limit_s)
-                self._end(child)
+                self._give_up(child)
                 raise RequestError(504, "There was no answer in time.") from None
             except EndedError:
                 pass
@@ -198,9 +198,9 @@ class IsolatedBackend(Backend):
             self._offer(None)
             status = child.end()
         if not self._closed:
-            logger.error("%s: its process ended (%s); another is started", self.target, status)
+            logger.error("%s: process %d ended (%d); another is started", self.target, child.pid, status)
 
-    def _end(self, child: Child) -> None:
+    def _give_up(self, child: Child) -> None:
         with self._changed:
             if self._child is child:  # nobody asks it any more, even before it is seen to have ended
                 self._child = None

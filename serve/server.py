@@ -212,7 +212,7 @@ def serve(
         port: to listen on; 0 is any free one.
         grpc_port: to listen on for gRPC, too; 0 is any free one, None is no gRPC.
         trust: URLs below which models may hold code: TorchScript, torch.export, AOTInductor. Whoever may write there
-            can run what they like in this process.
+            can run what they like as this user.
         workers: processes that serve together, each with the models in its own memory.
         settings: who is let in, and how long and how much a client may take.
 

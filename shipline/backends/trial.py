@@ -22,6 +22,7 @@ from shipline.errors import GateError
 TIMEOUT_S = 300.0
 OUT_OF_MEMORY = 3
 MEMINFO, STATUS = Path("/proc/meminfo"), Path("/proc/self/status")
+GROUP = Path("/sys/fs/cgroup")
 _ALLOCATION = re.compile(r"bad_?alloc|allocate memory|out of memory", re.IGNORECASE)
 ADVICE = "Set another precision or backend."
 
@@ -66,11 +67,25 @@ def limit_memory() -> None:
         return
     import resource
 
-    free = _kibibytes(MEMINFO, "MemAvailable") * 1024
+    free = free_memory()
     taken = _kibibytes(STATUS, "VmSize") * 1024
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     limit = taken + free
     resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+
+
+def free_memory() -> int:
+    """Return the bytes that are free on this machine, or in its container where that has fewer.
+
+    A container's are those of Linux's control groups, version 2, which count files that are only cached as taken.
+    """
+    free = _kibibytes(MEMINFO, "MemAvailable") * 1024
+    try:
+        most, taken = (int((GROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+        parts = dict(line.split() for line in (GROUP / "memory.stat").read_text().splitlines())
+    except (OSError, ValueError):  # there is none, or it says "max"
+        return free
+    return max(min(free, most - taken + int(parts["active_file"]) + int(parts["inactive_file"])), 0)
 
 
 def _kibibytes(file: Path, name: str) -> int:

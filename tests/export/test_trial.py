@@ -103,3 +103,21 @@ def test_what_wants_more_memory_than_there_is_gets_none(tmp_path: Path) -> None:
     model = helper.make_model(inner, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     with pytest.raises(GateError, match="needed more memory than is free here"):
         survive(model.SerializeToString(), {"x": np.zeros((2, 1), np.float32)}, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("most", "taken", "free"),
+    [("max", 5000, 8192), ("6000", 5000, 1000 + 300), ("999999", 5000, 8192), ("4000", 5000, 0)],
+    ids=["no limit", "less", "more", "over"],
+)
+def test_free_memory_is_that_of_the_container_where_it_has_less(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: str, taken: int, free: int
+) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal:  99 kB\nMemAvailable:       8 kB\n")
+    monkeypatch.setattr(trial, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(trial, "GROUP", tmp_path)
+    assert trial.free_memory() == 8192
+    (tmp_path / "memory.max").write_text(f"{most}\n")
+    (tmp_path / "memory.current").write_text(f"{taken}\n")
+    (tmp_path / "memory.stat").write_text("anon 4000\nactive_file 100\ninactive_file 200\n")
+    assert trial.free_memory() == free

@@ -19,7 +19,7 @@ from shipline.artifact import ServingSettings
 from shipline.backends.base import Arrays
 from shipline.backends.onnx import OnnxBackend
 from shipline.serve.batcher import Batcher, Run
-from shipline.serve.errors import RequestError
+from shipline.serve.errors import BackendLostError, RequestError
 
 MAX_BATCH = 8
 everyone = pytest.mark.parametrize("threads", [0, 1, 3], ids=["inline", "threaded", "three threads"])
@@ -240,6 +240,48 @@ def test_a_graph_that_raises_for_one_row_answers_the_others() -> None:
             else:
                 assert isinstance(answer, dict)
                 np.testing.assert_array_equal(answer["row"], graph.function({"index": np.array([index])})["row"])
+
+    asyncio.run(scene())
+
+
+@modes
+def test_a_batch_for_which_there_is_no_room_is_not_tried_again_in_halves(threads: int) -> None:
+    sizes = []
+
+    def run(inputs: Arrays) -> Arrays:
+        sizes.append(len(inputs["x"]))
+        raise RequestError(503, "not now")
+
+    async def scene() -> None:
+        async with batching(run, threads=threads) as batcher:
+            found = await asyncio.gather(*(batcher.submit(rows(i), 1) for i in range(4)), return_exceptions=True)
+        assert [str(error) for error in found] == ["not now"] * 4
+        assert sizes == [4]
+
+    asyncio.run(scene())
+
+
+def test_a_batch_that_is_lost_runs_again_request_by_request_for_those_who_still_wait() -> None:
+    again, lost, left = identity(), threading.Event(), threading.Event()
+
+    def run(inputs: Arrays) -> Arrays:
+        lost.set()
+        assert left.wait(30)
+        raise BackendLostError(again.run)
+
+    async def scene() -> None:
+        async with batching(run, threads=1) as batcher:
+            values = (1, 2, POISON, 4)
+            asked = [asyncio.create_task(batcher.submit(rows(value, value), 2)) for value in values]
+            assert await asyncio.to_thread(lost.wait, 30)
+            asked[1].cancel()
+            await turns()
+            left.set()
+            found = await asyncio.gather(*asked, return_exceptions=True)
+        assert answers([found[0], found[3]]) == [[1, 1], [4, 4]]
+        assert isinstance(found[1], asyncio.CancelledError)
+        assert isinstance(found[2], PoisonError)
+        assert again.sizes == [2, 2, 2]
 
     asyncio.run(scene())
 

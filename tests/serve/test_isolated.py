@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -213,6 +214,26 @@ def test_more_than_a_pipe_holds_is_sent_to_a_process_that_hangs_in_vain_and_in_t
         assert isinstance(hangs.exception(), RequestError)
         assert isinstance(sent.exception(), BackendLostError | RequestError | None)
         check_equal(backend.run(large), {"y": large["x"] * 2})
+
+
+def test_the_process_may_take_what_memory_is_free_and_is_ended_before_the_server() -> None:
+    with loaded() as backend:
+        assert backend._child is not None
+        process = Path(f"/proc/{backend._child.pid}")
+        (limit,) = (line for line in (process / "limits").read_text().splitlines() if "address space" in line)
+        assert 0 < int(limit.split()[3]) < (1 << 42) * 8  # what MEMORY asks for
+        assert (process / "oom_score_adj").read_text() == "1000\n"
+
+
+def test_temporary_files_go_with_the_process_however_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with loaded() as backend:
+        for _ in range(2):
+            assert len(list(tmp_path.glob("*/*/unpacked"))) == 1
+            with pytest.raises(BackendLostError):
+                backend.run(row(KILL))
+            wait_until(lambda: backend._child is not None)
+    assert not list(tmp_path.iterdir())
 
 
 def test_calls_are_answered_out_of_order(gate: Path) -> None:

@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,7 @@ class FaultyBackend(Backend):
             threading.Event().wait()
         if model == b"refuse":
             raise InputError("no such model")
+        (Path(tempfile.mkdtemp()) / "unpacked").touch()  # as compiled code does
         return cls(model.decode())
 
     def run(self, inputs: Arrays) -> Arrays:

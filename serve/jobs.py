@@ -82,6 +82,7 @@ class Waiting:
     def take(self, room: int) -> list[Job]:
         """Remove and return the next jobs, of rows of one shape, as long as each fits into what room is left.
 
+        The first is always taken: a request may have more rows than are joined from several.
         Jobs whose callers went away are dropped on the way.
         """
         taken: list[Job] = []
@@ -112,8 +113,9 @@ class Waiting:
         while lane and room > 0:
             client, jobs = next(iter(lane.items()))
             job = jobs[0]
-            if job.rows > room and not job.future.done():
-                return 0  # whoever is next may not be passed by smaller ones for ever
+            # Whoever is next may not be passed by smaller ones for ever; nor wait for ever, being larger than a batch.
+            if job.rows > room and taken and not job.future.done():
+                return 0
             self._forget(jobs.popleft())
             del lane[client]
             if jobs:

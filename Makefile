@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check bench clean constraints proto
+.PHONY: demo test check bench soak clean constraints proto
 
 demo: $(READY)
 	$(BIN)/python examples/digits/demo.py
@@ -27,6 +27,10 @@ bench: $(READY)
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/pruning.py
 	$(BIN)/python benchmarks/export.py --peers .venv/peers --plot runs/export.svg
+
+# Ten minutes of mixed load on a server of this checkout; SECONDS=7200 for a night.
+soak: $(READY)
+	PYTHONPATH=tests/support $(BIN)/python tests/support/soak.py $(or $(SECONDS),600)
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache runs models

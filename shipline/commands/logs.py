@@ -1,12 +1,17 @@
-"""What the package logs, on standard error. The package itself gives its logger no handler but an empty one."""
+"""What the package logs, on standard error. The package itself gives its logger no handler but an empty one.
+
+A line for people, or with SHIPLINE_LOG_FORMAT=json an object for machines: time, level, logger, message, and the error.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 from shipline.commands.console import printable
@@ -16,6 +21,8 @@ from shipline.store import redact
 LEVELS = ("debug", "info", "warning", "error", "critical")
 _OPTIONS = ("--log-level", "--log_level")
 _VARIABLE = "SHIPLINE_LOG_LEVEL"
+_FORMATS = ("text", "json")
+_FORMAT_VARIABLE = "SHIPLINE_LOG_FORMAT"
 
 
 def log_to_terminal(arguments: Sequence[str] = ()) -> list[str]:
@@ -25,13 +32,16 @@ def log_to_terminal(arguments: Sequence[str] = ()) -> list[str]:
         The arguments without that option.
 
     Raises:
-        ConfigError: there is no such level.
+        ConfigError: there is no such level, or no such format.
     """
     level, rest = _taken(arguments)
+    form = os.environ.get(_FORMAT_VARIABLE, "text")
+    if form not in _FORMATS:
+        raise ConfigError(f"{_FORMAT_VARIABLE} is {form!r}. Known: {', '.join(_FORMATS)}.")
     package = logging.getLogger("shipline")
     package.setLevel(level.upper())
     if not any(isinstance(handler, _Terminal) for handler in package.handlers):
-        package.addHandler(_Terminal())
+        package.addHandler(_Terminal(_Object() if form == "json" else _Line("%(asctime)s %(levelname)s %(message)s")))
     return rest
 
 
@@ -50,9 +60,9 @@ def as_it_was() -> Iterator[None]:
 class _Terminal(logging.StreamHandler[Any]):
     """Writes to what standard error is now: a progress bar puts itself in its place, and lines go above it."""
 
-    def __init__(self) -> None:
+    def __init__(self, formatter: logging.Formatter) -> None:
         logging.Handler.__init__(self)
-        self.setFormatter(_Line("%(asctime)s %(levelname)s %(message)s"))
+        self.setFormatter(formatter)
 
     @property
     def stream(self) -> Any:
@@ -65,6 +75,21 @@ class _Line(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(redact(super().format(record)))
+
+
+class _Object(logging.Formatter):
+    """One line of JSON for each record, whatever is in it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        said = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": redact(record.getMessage()),
+        }
+        if record.exc_info:
+            said["error"] = redact(self.formatException(record.exc_info))
+        return json.dumps(said)
 
 
 def _taken(arguments: Sequence[str]) -> tuple[str, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import subprocess
 import sys
@@ -75,3 +76,29 @@ def test_the_package_prints_nothing_by_itself_and_leaves_the_root_logger() -> No
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout + done.stderr == ""
+
+
+def test_a_line_of_json_for_each_record(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever is in it: it starts no second line, moves no cursor, and shows no password."""
+    monkeypatch.setenv("SHIPLINE_LOG_FORMAT", "json")
+    with as_it_was():
+        logging.getLogger("shipline").handlers.clear()
+        log_to_terminal([])
+        logger = logging.getLogger("shipline.serve")
+        logger.info("one\n2026-01-01 ERROR \x1b[31mforged %s", "s3://user:secret@bucket/x")
+        try:
+            raise ValueError("why\nso")
+        except ValueError:
+            logger.exception("failed")
+    first, second = map(json.loads, capsys.readouterr().err.splitlines())
+    assert set(first) == {"time", "level", "logger", "message"}
+    assert (first["level"], first["logger"]) == ("info", "shipline.serve")
+    assert first["message"] == "one\n2026-01-01 ERROR \x1b[31mforged s3://***@bucket/x"
+    assert second["message"] == "failed"
+    assert second["error"].endswith("ValueError: why\nso")
+
+
+def test_an_unknown_format_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SHIPLINE_LOG_FORMAT", "xml")
+    with as_it_was(), pytest.raises(ConfigError, match="SHIPLINE_LOG_FORMAT is 'xml'. Known: text, json"):
+        log_to_terminal([])

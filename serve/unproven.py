@@ -73,9 +73,9 @@ def find_unproven(url: str, wanted: Callable[[str], bool]) -> list[UnprovenModel
 
 def _files(url: str) -> Iterator[tuple[Store, str, str, str]]:
     """Yield store, key, name and version of each model file without a manifest."""
-    parent, last = split(absolute(url))
+    last = absolute(url).rstrip("/").rpartition("/")[2]
     if last.endswith(SUFFIX):
-        yield open_store(parent), last, last.removesuffix(SUFFIX), "1"
+        yield open_store(split(absolute(url))[0]), last, last.removesuffix(SUFFIX), "1"
         return
     store = open_store(url)
     names = _listed(store)

@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 import shipline
-from shipline.errors import ShiplineError
+from shipline.errors import ShiplineError, StoreError
 from shipline.serve.errors import RequestError
 from shipline.serve.http.adapters import InvocationsEndpoint, V1Endpoint
 from shipline.serve.http.body import Receive, Scope, Send
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from shipline.serve.worker import Colleague
 
 logger = logging.getLogger(__name__)
+
+RETRY_S, MAX_RETRY_S = 1.0, 30.0
 
 
 class Operator(Protocol):
@@ -134,8 +136,20 @@ async def _lifespan(app: Application) -> AsyncIterator[None]:
 
 
 async def _load(app: Application) -> None:
+    """Load everything; again and again while the storage cannot be reached, which may be over by itself."""
+    wait_s = RETRY_S
     try:
-        await app.repository.load_all(app.colleague.unloaded if app.colleague else ())
+        while True:
+            try:
+                await app.repository.load_all(app.colleague.unloaded if app.colleague else ())
+            except StoreError as error:
+                if type(error) is not StoreError:  # nothing is there, or not for us
+                    raise
+                logger.warning("%s Trying again in %g s.", error, wait_s)
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, MAX_RETRY_S)
+            else:
+                break
     except ShiplineError as error:
         app.on_failure(error)
     except Exception as error:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
+import socketserver
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,8 +26,8 @@ from helpers import S3_SECRET, free_port, listens, wait_until
 from serving import PICTURES, check_works, connect, gated_server, infer, post, publish_all, receive, web
 
 import shipline as sl
-from shipline.artifact import open_model
-from shipline.errors import ConfigError, NotFoundError, ServingError
+from shipline.artifact import Artifact, find_artifacts, open_model
+from shipline.errors import ConfigError, NotFoundError, ServingError, StoreError
 from shipline.serve.server import BackgroundServer, Serving
 
 INFER = "/v2/models/linear/infer"
@@ -186,14 +189,77 @@ def publish_all_at(url: str) -> None:
     artifacts.publish(f"{url}/models/picture", graph, raw=raw)
 
 
-def test_an_s3_end_point_that_is_gone(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    code, said = serve_fails(f"{s3}/models", "--port", str(free_port()))
-    assert code == 1
-    assert "Check the network, the end point and the credentials" in said
-    assert S3_SECRET not in said
-    assert "Traceback" not in said
+def test_a_storage_that_cannot_be_reached_is_tried_again(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Meanwhile the server is alive and not ready; what it says names no credentials."""
+    monkeypatch.setattr("shipline.serve.http.app.RETRY_S", 0.05)
+    find, tries = find_artifacts, 0
+
+    def found(url: str) -> list[Artifact]:
+        nonlocal tries
+        tries += 1
+        if tries < 4:
+            raise StoreError(f"Cannot list {url}: connection refused. Check the network, the end point and the rest.")
+        return find(url)
+
+    monkeypatch.setattr("shipline.serve.repository.find_artifacts", found)
+    with caplog.at_level("WARNING", "shipline"), BackgroundServer(str(repository)) as server:
+        check_works(server.url)
+    assert tries == 4
+    assert caplog.text.count("connection refused. Check the network, the end point and the rest. Trying again in") == 3
+
+
+def test_an_s3_end_point_that_is_gone_and_comes_back(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    artifacts.publish(f"{s3}/linear", artifacts.linear())
+    good, port = os.environ["AWS_ENDPOINT_URL"], free_port()
+    environment = os.environ | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_MAX_ATTEMPTS": "1"}
+    command = [sys.executable, "-m", "shipline", "serve", s3, "--port", str(own := free_port())]
+    with (log := tmp_path / "log").open("wb") as output:
+        server = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
+    url = f"http://127.0.0.1:{own}"
+    try:
+        wait_until(lambda: b"Trying again" in log.read_bytes())
+        assert web.get(f"{url}/v2/health/live").status_code == 200
+        assert web.get(f"{url}/v2/health/ready").status_code == 503
+        assert S3_SECRET not in log.read_text()
+        with forwarding(port, int(good.rpartition(":")[2])):
+            wait_until(lambda: web.get(f"{url}/v2/health/ready").status_code == 200)
+            infer(url)
+    finally:
+        server.terminate()
+        assert server.wait(30) == 0
+
+
+@contextlib.contextmanager
+def forwarding(port: int, to: int) -> Iterator[None]:
+    """Pass connections on to another port of this machine."""
+
+    class Forward(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with socket.create_connection(("127.0.0.1", to)) as other:
+                back = threading.Thread(target=self.pump, args=(other, self.request))
+                back.start()
+                self.pump(self.request, other)
+                back.join()
+
+        @staticmethod
+        def pump(source: socket.socket, sink: socket.socket) -> None:
+            with contextlib.suppress(OSError):
+                while data := source.recv(1 << 16):
+                    sink.sendall(data)
+                sink.shutdown(socket.SHUT_WR)
+
+    socketserver.ThreadingTCPServer.allow_reuse_address = True
+    with socketserver.ThreadingTCPServer(("127.0.0.1", port), Forward) as server:
+        server.daemon_threads, server.block_on_close = True, False
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_a_port_that_is_taken(repository: Path) -> None:

@@ -100,5 +100,5 @@ def test_a_line_of_json_for_each_record(monkeypatch: pytest.MonkeyPatch, capsys:
 
 def test_an_unknown_format_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SHIPLINE_LOG_FORMAT", "xml")
-    with as_it_was(), pytest.raises(ConfigError, match="SHIPLINE_LOG_FORMAT is 'xml'. Known: text, json"):
+    with as_it_was(), pytest.raises(ConfigError, match=r"SHIPLINE_LOG_FORMAT is 'xml'\. Known: text, json"):
         log_to_terminal([])

@@ -29,3 +29,13 @@ def test_a_server_that_leaks_is_found_out(tmp_path: Path) -> None:
         outcome = asyncio.run(soak.soak(url, pid, 20))
     assert not outcome.faults, outcome.faults[:5]
     assert outcome.growth_mb > soak.MAX_GROWTH_MB
+
+
+@pytest.mark.timeout(240)
+def test_a_thousand_loads_and_unloads_under_traffic_give_the_memory_back(tmp_path: Path) -> None:
+    with soak.serving(tmp_path) as (url, pid):
+        outcome = asyncio.run(soak.cycle(url, pid, 1000))
+    assert not outcome.faults, outcome.faults[:5]
+    assert outcome.counts["load"] == outcome.counts["unload"] == 1000
+    assert outcome.counts["good"] > 100
+    assert outcome.growth_mb < 5, outcome.rss_mb[:: len(outcome.rss_mb) // 20]

@@ -43,7 +43,7 @@ class Outcome:
 
     counts: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)  # wrong answers, and refusals of good requests
-    rss_mb: list[tuple[float, float]] = field(default_factory=list)  # seconds, MiB
+    rss_mb: list[tuple[float, float]] = field(default_factory=list)  # when, MiB
 
     @property
     def growth_mb(self) -> float:
@@ -92,6 +92,30 @@ async def soak(url: str, pid: int, seconds: float, seed: int = 0) -> Outcome:
     return caller.outcome
 
 
+async def cycle(url: str, pid: int, times: int) -> Outcome:
+    """Load and unload a model so many times, while others are asked."""
+    parts = urlsplit(url)
+    assert parts.hostname is not None
+    assert parts.port is not None
+    caller = _Caller(parts.hostname, parts.port, Outcome(), float("inf"))
+    await caller.until_ready()
+    chance = random.Random(0)
+
+    async def ask() -> None:
+        while True:
+            caller.outcome.counts["good"] += 1
+            await caller._good(chance)
+
+    asking = asyncio.create_task(ask())
+    for number in range(times):
+        for verb in ("unload", "load"):
+            await caller.order(verb, "churned", {200})
+        if number % 10 == 0:
+            caller.outcome.rss_mb.append((number, _rss_mb(pid)))
+    asking.cancel()
+    return caller.outcome
+
+
 class _Caller:
     """Everybody who asks."""
 
@@ -124,10 +148,14 @@ class _Caller:
         known = {"load": {200}, "unload": {200, 404}}
         while time.monotonic() < self._end:
             for verb, name in (("load", "churned"), ("load", "linear"), ("unload", "churned")):
-                status, body = await self._whole(_post(f"/v2/repository/models/{name}/{verb}", b"{}"))
-                self.outcome.counts[verb] += 1
-                if status not in known[verb]:
-                    self.outcome.faults.append(f"{verb} of {name}: {status} {body[:200]!r}")
+                await self.order(verb, name, known[verb])
+
+    async def order(self, verb: str, name: str, known: set[int]) -> None:
+        """Load or unload a model."""
+        status, body = await self._whole(_post(f"/v2/repository/models/{name}/{verb}", b"{}"))
+        self.outcome.counts[verb] += 1
+        if status not in known:
+            self.outcome.faults.append(f"{verb} of {name}: {status} {body[:200]!r}")
 
     async def _good(self, chance: random.Random) -> None:
         await self._expect(_good(chance))

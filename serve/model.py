@@ -45,6 +45,7 @@ class ServedModel:
         self.example = example
         self.metrics = metrics.for_model(manifest.name, manifest.version)
         self._backend = backend
+        self._users, self._unused = 0, asyncio.Event()
         settings = manifest.serving
         self.batch_size = min(settings.preferred_batch_size or settings.max_batch_size, settings.max_batch_size)
         threads = threads_for(_batch_seconds(backend, example.inputs, settings.max_batch_size), settings)
@@ -145,8 +146,21 @@ class ServedModel:
         assert self.processing is not None
         return self.processing.answer(outputs[self.manifest.signature.outputs[0].name][0])
 
+    def enter(self) -> None:
+        """Count a request that will ask this model: it may still be arriving when another version takes the traffic."""
+        self._users += 1
+
+    def leave(self) -> None:
+        """Count one less."""
+        self._users -= 1
+        if not self._users:
+            self._unused.set()
+
     async def drain(self) -> None:
-        """Return when nothing that was accepted is waiting or running."""
+        """Return when nothing that was accepted is arriving, waiting or running."""
+        while self._users:
+            self._unused.clear()
+            await self._unused.wait()
         await self._batcher.drain()
 
     def close(self) -> None:

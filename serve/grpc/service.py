@@ -143,6 +143,7 @@ class Service:
         """Return what `written` makes of the outputs for a ModelInferRequest, which came as `size` bytes."""
         model = self._repository.get(request.model_name, request.model_version or None)
         status, began = _CANCELLED, time.perf_counter()
+        model.enter()
         try:
             asked = await off_loop(size, OFF_LOOP_BYTES, parse_infer, request, model.manifest.signature)
             outputs = await model.infer(asked.inputs, asked.rows, Terms(asked.priority, client, asked.timeout_s))
@@ -156,6 +157,7 @@ class Service:
             status = 500
             raise _failure(error, f"Model {model.name!r}", "The model failed on this input.") from error
         finally:
+            model.leave()
             model.metrics.answered("grpc", status, time.perf_counter() - began)
         return answer
 

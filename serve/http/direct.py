@@ -46,6 +46,7 @@ class Direct:
         self.keep_alive = True
         self.disconnected = self.response_started = self.response_complete = False
         self._began = 0.0
+        endpoint.model.enter()
         self._job: Job | None = None
 
     def complete(self) -> None:
@@ -63,6 +64,7 @@ class Direct:
         self.disconnected = True
         if self._job is not None:
             self._endpoint.model.forget(self._job)
+        self._endpoint.model.leave()
 
     def _done(self, request: Any, future: asyncio.Future[Arrays]) -> None:
         if future.cancelled():
@@ -83,6 +85,7 @@ class Direct:
         self._endpoint.model.metrics.answered(self._endpoint.name, status, time.perf_counter() - self._began)
         if self.disconnected:
             return
+        self._endpoint.model.leave()
         self.response_started = self.response_complete = True
         connection = self._connection
         lines = [STATUS_LINE[status], b"content-length: %d\r\n" % len(body)]

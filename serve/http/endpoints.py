@@ -49,6 +49,13 @@ class PredictionEndpoint:
         return self._model
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._model.enter()
+        try:
+            await self._respond(scope, receive, send)
+        finally:
+            self._model.leave()
+
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         status, headers = 200, {name: value for name, value in scope["headers"]}  # noqa: C416 -- the last of equals counts
         began = time.perf_counter()
         try:

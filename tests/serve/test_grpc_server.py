@@ -273,6 +273,8 @@ def test_a_port_that_is_taken_at_the_last_moment(repository: Path, monkeypatch: 
         quicker.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 
         class Lost:
+            getsockopt = held.getsockopt
+
             def close(self) -> None:
                 close()
                 quicker.bind(("127.0.0.1", port))

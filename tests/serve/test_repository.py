@@ -12,7 +12,21 @@ from typing import Any
 import artifacts
 import numpy as np
 import pytest
-from serving import ANYBODY, GRAPHS, check_error, check_works, gated_server, infer, path_only, tensor, web
+from helpers import wait_until
+from serving import (
+    ANYBODY,
+    GRAPHS,
+    check_error,
+    check_works,
+    connect,
+    gated_server,
+    infer,
+    path_only,
+    post,
+    receive,
+    tensor,
+    web,
+)
 
 from shipline.serve.server import BackgroundServer
 from shipline.store.store import LocalStore
@@ -149,6 +163,35 @@ def test_what_was_accepted_is_answered_before_a_model_goes(tmp_path: Path, monke
         assert [one.result().json()["outputs"][0]["data"] for one in asked] == [[1.0], [2.0]]
         assert going.result().status_code == 200
         assert gated.backend.closed
+
+
+@pytest.mark.parametrize("headers", [(), ("X-Request-Id: a",)], ids=["short way", "long way"])
+def test_a_request_that_is_still_arriving_is_answered_before_a_model_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, headers: tuple[str, ...]
+) -> None:
+    with gated_server(tmp_path, monkeypatch) as gated, ThreadPoolExecutor() as pool, connect(gated.url) as connection:
+        body = json.dumps(gated.body(5.0)).encode()
+        data = post("/v2/models/gated/infer", body, *headers)
+        connection.sendall(post("/v2/models/gated/infer", body))
+        assert receive(connection).status == 200
+        connection.sendall(data[:-10])
+        wait_until(lambda: gated.model._users == 1)
+        going = pool.submit(do, gated.url, "unload", "gated")
+        wait_until(lambda: index(gated.url)["gated"][1] == "UNLOADING")
+        connection.sendall(data[-10:])
+        assert json.loads(receive(connection).content)["outputs"][0]["data"] == [5]
+        assert going.result().status_code == 200
+        assert gated.backend.closed
+
+
+def test_a_request_that_never_arrives_keeps_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with gated_server(tmp_path, monkeypatch) as gated:
+        for headers in ((), ("X-Request-Id: a",)):
+            with connect(gated.url) as connection:
+                connection.sendall(post("/v2/models/gated/infer", b"{}" * 20, *headers)[:-10])
+                wait_until(lambda: gated.model._users == 1)
+            wait_until(lambda: gated.model._users == 0)
+        assert do(gated.url, "unload", "gated").status_code == 200
 
 
 def test_nobody_notices_a_model_being_replaced(url: str, root: Path) -> None:

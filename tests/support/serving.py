@@ -23,6 +23,7 @@ from shipline import plugins
 from shipline.artifact import ServingSettings
 from shipline.serve.batcher import Batcher
 from shipline.serve.jobs import Job, Terms
+from shipline.serve.model import ServedModel
 from shipline.serve.server import BackgroundServer, Serving
 from shipline.serve.settings import ServerSettings
 
@@ -169,6 +170,7 @@ class Gated:
     arrived: threading.Semaphore
     serving: Serving
     batcher: Batcher
+    model: ServedModel
     rows: int = 1
 
     def body(self, *values: float) -> dict[str, Any]:
@@ -212,7 +214,7 @@ def gated(serving: Serving) -> Gated:
         return begin(inputs, rows, terms)
 
     model._batcher.begin = counted  # type: ignore[method-assign]
-    return Gated(serving.address, backend, arrived, serving, model._batcher)
+    return Gated(serving.address, backend, arrived, serving, model._batcher, model)
 
 
 def register_double(monkeypatch: pytest.MonkeyPatch) -> None:

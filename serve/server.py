@@ -7,6 +7,7 @@ import contextlib
 import logging
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
@@ -57,13 +58,8 @@ class Serving:
     ) -> None:
         self._url = url
         settings = settings or ServerSettings()
-        if settings.tls_cert and grpc_port is not None:
-            raise ConfigError("tls_cert is set beside grpc_port; gRPC is not encrypted here. Leave one of them out.")
+        access, hosts, tls = _guards(settings, grpc_port)
         self._app = Application(url, self._fail, Trust(trust))
-        keys = Keys(settings.api_keys) if settings.api_keys is not None else None
-        access = Access(keys, admin_without_key=settings.admin_without_key)
-        hosts = Hosts(settings.allowed_hosts)
-        tls = tls_context(settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None
         doors = doors or Doors.open(host, port, health_port=settings.health_port, grpc_port=grpc_port)
         self._doors = doors
         self._address = f"{'https' if tls else 'http'}://{address_of(doors.http)}"
@@ -232,6 +228,17 @@ def serve(
         _serve_together(workers, url, host, port, grpc_port, trust, settings or ServerSettings())
 
 
+def _guards(settings: ServerSettings, grpc_port: int | None) -> tuple[Access, Hosts, ssl.SSLContext | None]:
+    """Return what stands between strangers and the models; ConfigError where a key, a host or a certificate is none."""
+    if settings.tls_cert and grpc_port is not None:
+        raise ConfigError("tls_cert is set beside grpc_port; gRPC is not encrypted here. Leave one of them out.")
+    keys = Keys(settings.api_keys) if settings.api_keys is not None else None
+    access = Access(keys, admin_without_key=settings.admin_without_key)
+    hosts = Hosts(settings.allowed_hosts)
+    tls = tls_context(settings.tls_cert, settings.tls_key) if settings.tls_cert and settings.tls_key else None
+    return access, hosts, tls
+
+
 def _serve_together(
     workers: int,
     url: str,
@@ -243,7 +250,9 @@ def _serve_together(
 ) -> None:
     from shipline.serve.supervisor import Supervisor
 
-    Trust(trust)  # what is wrong with them is said by one process, before there are others
+    # What is wrong with the settings is said by one process, before there are others.
+    Trust(trust)
+    _guards(settings, grpc_port)
     doors = Doors.open(host, port, health_port=settings.health_port, grpc_port=grpc_port, shared=True)
 
     async def supervise() -> None:

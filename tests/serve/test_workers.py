@@ -151,3 +151,17 @@ def test_what_cannot_be_served_ends_the_start_as_it_does_with_one(repository: Pa
 def test_no_process_at_all_is_refused(repository: Path, count: int) -> None:
     with pytest.raises(ConfigError, match=f"workers is {count}; choose 1 or more"):
         serve(str(repository), port=0, workers=count)
+
+
+def test_settings_that_are_wrong_are_said_before_there_are_processes(repository: Path, tmp_path: Path) -> None:
+    (keys := tmp_path / "keys").write_text("inference short\n")
+    keys.chmod(0o600)
+    for options, says in (
+        (("--api-keys", str(keys)), "key"),
+        (("--trust", ""), "trust is"),
+        (("--port", "99999"), "port is"),
+    ):
+        code, said = serve_fails(str(repository), "--workers", "2", *options)
+        assert code == 2
+        assert says in said
+        assert len(said.splitlines()) == 1

@@ -132,6 +132,7 @@ EXTRAS = {
     "onnxscript": "export",
     "openvino": "openvino",
     "prometheus_client": "serve",
+    "simdjson": "serve",
     "psutil": "train",
     "ray": "ray",
     "safetensors": "train",

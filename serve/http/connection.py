@@ -198,7 +198,7 @@ class Connection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Take a part of the body."""
         if type(self.cycle) is Direct:
-            self.cycle.body = self.cycle.body + body if self.cycle.body else body
+            self.cycle.parts.append(body)
         else:
             super().on_body(body)
 

@@ -41,7 +41,7 @@ class Direct:
 
     def __init__(self, endpoint: InferEndpoint, headers: dict[bytes, bytes], client: Any, connection: Any) -> None:
         self._endpoint, self._headers, self._client, self._connection = endpoint, headers, client, connection
-        self.body = b""
+        self.parts: list[bytes] = []
         self.more_body = True
         self.keep_alive = True
         self.disconnected = self.response_started = self.response_complete = False
@@ -53,7 +53,7 @@ class Direct:
         """Begin, the body being there."""
         self._began = time.perf_counter()
         try:
-            request, self._job = self._endpoint.begin(self.body, self._headers, self._client)
+            request, self._job = self._endpoint.begin(b"".join(self.parts), self._headers, self._client)
         except Exception as error:
             self._fail(error)
             return

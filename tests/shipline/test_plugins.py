@@ -123,7 +123,7 @@ def optional() -> dict[str, list[str]]:
     return found
 
 
-_IMPORTED_AS = {"mlflow-skinny": "mlflow"}
+_IMPORTED_AS = {"grpcio": "grpc", "mlflow-skinny": "mlflow", "protobuf": "google", "pysimdjson": "simdjson"}
 
 
 def brought(extra: str) -> set[str]:

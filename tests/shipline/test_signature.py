@@ -39,7 +39,7 @@ def test_a_signature_is_shown_in_one_line() -> None:
     ("changes", "message"),
     [
         ({"dtype": "float31"}, r"dtype 'float31' is none of bool, uint8,"),
-        ({"dtype": "object"}, "dtype 'object' is none of"),
+        ({"dtype": "complex64"}, "dtype 'complex64' is none of"),
         ({"shape": ()}, r"shape \[\] must begin with -1, the batch"),
         ({"shape": (3, -1)}, r"shape \[3, -1\] must begin with -1, the batch"),
         ({"shape": (-1, 0)}, r"shape \[-1, 0\] has a dimension that is neither positive nor -1"),

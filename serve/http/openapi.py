@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ def describe(app: FastAPI, models: Sequence[ServedModel]) -> dict[str, Any]:
         operation["responses"].pop("422", None)  # FastAPI's own, which is never sent: what is malformed gets 400
     for model in models:
         document["paths"][f"/v2/models/{model.name}/infer"] = {"post": _infer(model)}
+        document["paths"][f"/v1/models/{model.name}:predict"] = {"post": _instances(model)}
         if model.processing is not None:
             document["paths"][f"/models/{model.name}/predict"] = {"post": _predict(model)}
     return document
@@ -60,6 +62,27 @@ def _predict(model: ServedModel) -> dict[str, Any]:
         content = {"application/json": {"schema": schema, "example": model.example.raw}}
     answer = predict_response(model.name, model.version, model.example.answer)
     return _operation(f"Predict with {model.name}: the raw thing in, the answer out", content, answer)
+
+
+def _instances(model: ServedModel) -> dict[str, Any]:
+    example = model.example
+    if model.processing is None:
+        instance, answers = _one_row(example.inputs), [_one_row(example.outputs)] if example.outputs else []
+    elif model.processing.takes_bytes:
+        instance, answers = {"b64": base64.b64encode(example.raw).decode()}, [example.answer]
+    else:
+        instance, answers = example.raw, [example.answer]
+    return _operation(
+        f"Predict with {model.name}, as KServe's first protocol has it: instances in, predictions out",
+        {"application/json": {"schema": {"type": "object"}, "example": {"instances": [instance]}}},
+        {"predictions": answers},
+    )
+
+
+def _one_row(arrays: Arrays) -> Any:
+    """The first row of the only array, or of each by name."""
+    rows = {name: array[0].tolist() for name, array in arrays.items()}
+    return next(iter(rows.values())) if len(rows) == 1 else rows
 
 
 def _operation(summary: str, content: dict[str, Any], answer: Any) -> dict[str, Any]:

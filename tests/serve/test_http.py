@@ -337,6 +337,7 @@ def test_every_example_in_the_docs_works_and_gives_what_they_say(url: str) -> No
             sent.add(path)
     assert sent == {
         *(f"/v2/models/{name}/infer" for name in (*GRAPHS, "picture", "table")),
+        *(f"/v1/models/{name}:predict" for name in (*GRAPHS, "picture", "table")),
         *(f"/models/{name}/predict" for name in ("picture", "table")),
     }
 

@@ -27,6 +27,10 @@ Outcome = Arrays | Exception
 
 TIMEOUT_S = 60.0
 MAX_QUEUED_BYTES = 512 << 20
+# Who would wait for longer is told at once: under overload, work for clients that have given up keeps others waiting.
+MAX_WAIT_S = 2.0
+_FEW_BATCHES = 4
+_LATELY = 0.2
 
 
 @dataclass(slots=True, eq=False)
@@ -79,7 +83,8 @@ class Batcher:
         self._threads = Threads(threads) if threads else None
         self._waiting = Waiting()
         self._running: set[Batch] = set()
-        self._free = max(threads, 1)
+        self._free = self._count = max(threads, 1)
+        self._row_s = 0.0  # that a row has taken lately, in one of so many threads
         self._sweep: asyncio.TimerHandle | None = None
         self._empty = asyncio.Event()
         self.hung = 0
@@ -106,8 +111,7 @@ class Batcher:
     def begin(self, inputs: Arrays, rows: int, terms: Terms | None = None) -> Job:
         """Let these rows wait, and return the job that `submit` awaits; RequestError 503 where there is no room."""
         size = size_of(inputs)
-        if self._waiting.rows + rows > self._max_queued or self._waiting.size + size > MAX_QUEUED_BYTES:
-            raise overloaded("Too many requests are waiting. Try again in a second.")
+        self.check_room(rows, size)
         loop = asyncio.get_running_loop()
         terms = terms or _USUAL
         now = time.perf_counter()
@@ -124,6 +128,13 @@ class Batcher:
             else:
                 loop.call_soon(self._next, loop)
         return job
+
+    def check_room(self, rows: int = 1, size: int = 0) -> None:
+        """Raise RequestError 503 where so much more may not wait: it would not fit, or not be served soon."""
+        waiting = self._waiting
+        soon = waiting.rows <= _FEW_BATCHES * self._max_batch or waiting.rows * self._row_s <= MAX_WAIT_S * self._count
+        if not soon or waiting.rows + rows > self._max_queued or waiting.size + size > MAX_QUEUED_BYTES:
+            raise overloaded("Too many requests are waiting. Try again in a second.")
 
     def forget(self, job: Job) -> None:
         """Drop a job that nobody waits for any more."""
@@ -174,8 +185,9 @@ class Batcher:
                 job.future.set_exception(outcome)
             else:
                 job.future.set_result(outcome)
-        took = time.perf_counter() - batch.began
-        self._stats.batch(sum(job.rows for job in batch.jobs), batch.began - batch.jobs[0].queued_at, took)
+        took, rows = time.perf_counter() - batch.began, sum(job.rows for job in batch.jobs)
+        self._row_s += _LATELY * (took / rows - self._row_s)
+        self._stats.batch(rows, batch.began - batch.jobs[0].queued_at, took)
         if self._waiting:
             # Let the loop read and write sockets before the next batch.
             loop.call_soon(self._next, loop)

@@ -124,6 +124,10 @@ class ServedModel:
         self._check_rows(rows)
         return self._batcher.begin(inputs, rows, terms)
 
+    def check_room(self) -> None:
+        """Raise RequestError 503 where one more request would be refused: its body need not be looked at."""
+        self._batcher.check_room()
+
     def forget(self, job: Job) -> None:
         """Drop a job whose sender is gone."""
         self._batcher.forget(job)

@@ -53,6 +53,7 @@ class Direct:
         """Begin, the body being there."""
         self._began = time.perf_counter()
         try:
+            self._endpoint.model.check_room()
             request, self._job = self._endpoint.begin(b"".join(self.parts), self._headers, self._client)
         except Exception as error:
             self._fail(error)

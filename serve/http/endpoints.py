@@ -65,6 +65,7 @@ class PredictionEndpoint:
             self.check_type(media_type_of(headers), headers)
             body = await read_body(headers, receive)
             began = time.perf_counter()
+            self._model.check_room()
             if encoding is not None:
                 body = await off_loop(len(body), OFF_LOOP_PACKED_BYTES, bodies.unpacked, body, encoding)
             answer, extra = await self.answer(body, headers, scope["client"])

@@ -190,6 +190,28 @@ def test_bytes_that_wait_are_bounded_too(monkeypatch: pytest.MonkeyPatch) -> Non
     asyncio.run(scene())
 
 
+def test_who_would_not_be_served_soon_is_told_at_once() -> None:
+    """But for a few batches, which may wait whatever a row takes."""
+
+    async def scene() -> None:
+        async with held() as (batcher, backend, first):
+            for row_s, expected in ((0.0, 30), (0.1, 21), (30.0, 9)):
+                batcher._row_s = row_s
+                waiting = [asked(batcher, number) for number in range(30)]
+                await asyncio.sleep(0)
+                refused = [task for task in waiting if task.done()]
+                assert len(waiting) - len(refused) == expected
+                for task in waiting:
+                    task.cancel()
+                for found in await asyncio.gather(*waiting, return_exceptions=True):
+                    assert isinstance(found, asyncio.CancelledError | RequestError)
+            backend.gate.set()
+            await first
+            assert 0 < batcher._row_s < 30
+
+    asyncio.run(scene())
+
+
 def test_a_delay_lets_a_batch_fill() -> None:
     async def scene() -> None:
         backend = IdentityBackend({"x": "y"})

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from command_line import Outcome
 from doubles import WAIT_S
-from helpers import free_port
+from helpers import free_port, wait_until
 from hypothesis import given, strategies as st
-from serving import GRAPHS, ROWS, gated_server
+from serving import GRAPHS, ROWS, gated_server, web
 from web_double import Asked, Say, double
 
 from shipline.client import requests
@@ -156,7 +156,7 @@ def test_an_overloaded_server_shows_503s_and_right_answers(tmp_path: Path, monke
         server.backend.gate.set()
         server.wait_for(2)
         server.close_gate()
-        server.wait_for(200)
+        wait_until(lambda: 'status="503"' in web.get(f"{server.url}/metrics").text)
         server.backend.gate.set()
         result = running.result()
     assert result.counts["503"] > 0

@@ -28,7 +28,7 @@ Outcome = Arrays | Exception
 TIMEOUT_S = 60.0
 MAX_QUEUED_BYTES = 512 << 20
 # Who would wait for longer is told at once: under overload, work for clients that have given up keeps others waiting.
-MAX_WAIT_S = 2.0
+MAX_WAIT_S = 5.0
 _FEW_BATCHES = 4
 _LATELY = 0.2
 

@@ -195,7 +195,7 @@ def test_who_would_not_be_served_soon_is_told_at_once() -> None:
 
     async def scene() -> None:
         async with held() as (batcher, backend, first):
-            for row_s, expected in ((0.0, 30), (0.1, 21), (30.0, 9)):
+            for row_s, expected in ((0.0, 30), (batchers.MAX_WAIT_S / 20, 21), (30.0, 9)):
                 batcher._row_s = row_s
                 waiting = [asked(batcher, number) for number in range(30)]
                 await asyncio.sleep(0)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from shipline.backends.base import Arrays
-from shipline.serve.errors import BackendLostError, RequestError, overloaded
+from shipline.serve.errors import BackendLostError, RequestError, late, overloaded
 from shipline.serve.jobs import Job, Terms, Waiting, size_of
 from shipline.serve.threads import Threads
 
@@ -236,7 +236,6 @@ class Batcher:
 
 
 _USUAL = Terms()
-_GONE = RequestError(504, "There was no answer in time.")
 
 
 def execute(run: Run, jobs: list[Job]) -> list[Outcome]:
@@ -245,7 +244,7 @@ def execute(run: Run, jobs: list[Job]) -> list[Outcome]:
         return _split(run(_joined(jobs)), jobs)
     except BackendLostError as lost:
         # Not in halves: a process for each would take seconds.
-        return [_GONE if job.future.done() else execute(lost.again, [job])[0] for job in jobs]
+        return [late() if job.future.done() else execute(lost.again, [job])[0] for job in jobs]
     except RequestError as error:  # there is no room, or time is over: for no row's fault
         return [error] * len(jobs)
     except Exception as error:
@@ -260,7 +259,7 @@ def _expired(job: Job, now: float) -> bool:
     if now < job.deadline and not job.future.done():
         return False
     if not job.future.done():
-        job.future.set_exception(RequestError(504, "There was no answer in time."))
+        job.future.set_exception(late())
     return True
 
 

@@ -28,6 +28,11 @@ def overloaded(message: str) -> RequestError:
     return RequestError(503, message, {"retry-after": "1"})
 
 
+def late() -> RequestError:
+    """Return the error for a request whose time is over."""
+    return RequestError(504, "There was no answer in time.")
+
+
 class BackendError(ServingError):
     """What a backend in a process of its own raised, or did to that process."""
 

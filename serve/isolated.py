@@ -22,7 +22,7 @@ from shipline.artifact import ServingSettings
 from shipline.backends import RUN_CODE
 from shipline.backends.base import Arrays, Backend
 from shipline.serve.child import Child, EndedError
-from shipline.serve.errors import BackendError, BackendLostError, RequestError, overloaded
+from shipline.serve.errors import BackendError, BackendLostError, RequestError, late, overloaded
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +126,7 @@ class IsolatedBackend(Backend):
             except TimeoutError:
                 logger.error("%s has not answered for %g s; its process is ended", self.target, self.limit_s)
                 self._give_up(child)
-                raise RequestError(504, "There was no answer in time.") from None
+                raise late() from None
             except EndedError:
                 pass
         if alone:

@@ -11,11 +11,11 @@ from typing import Any
 import httptools
 import uvicorn
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from shipline.serve.errors import RequestError, bad, overloaded
-from shipline.serve.http.cycle import taking_whole
+from shipline.serve.http.cycle import taking_whole, whole
 from shipline.serve.http.direct import Direct, usual
 from shipline.serve.http.endpoints import error_answer
 from shipline.serve.http.gate import HEALTH, App, only
@@ -305,13 +305,8 @@ class Connection(HttpToolsProtocol):
     def _say(self, error: RequestError) -> None:
         """Send the error and end the connection: our side at once, the client's when it has read it."""
         body, headers = error_answer(error, uuid.uuid4().hex)
-        headers += [
-            *self.server_state.default_headers,
-            (b"content-length", b"%d" % len(body)),
-            (b"connection", b"close"),
-        ]
-        lines = b"".join(b"%b: %b\r\n" % header for header in headers)
-        self.transport.write(STATUS_LINE[error.status] + lines + b"\r\n" + body)
+        all_headers = (*self.server_state.default_headers, *headers)
+        self.transport.write(whole(error.status, all_headers, body, keep_alive=False))
         self._since = self.loop.time()
         if self.transport.can_write_eof():
             self.transport.write_eof()

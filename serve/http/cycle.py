@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
@@ -12,6 +13,17 @@ if TYPE_CHECKING:
 # The ASGI extension by which an application knows that `send` takes this message.
 WHOLE = "shipline.response.whole"
 _EXTENSIONS: dict[str, dict[object, object]] = {WHOLE: {}}
+
+
+CLOSE = (b"connection", b"close")
+
+
+def whole(status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes, *, keep_alive: bool) -> bytes:
+    """Return an answer as it is sent, head and body."""
+    lines = [STATUS_LINE[status], b"content-length: %d\r\n" % len(body)]
+    lines += [b"%b: %b\r\n" % header for header in headers if header != CLOSE]
+    lines += (b"\r\n" if keep_alive else b"connection: close\r\n\r\n", body)
+    return b"".join(lines)
 
 
 class Cycle(RequestResponseCycle):
@@ -33,16 +45,10 @@ class Cycle(RequestResponseCycle):
     def _send_whole(self, status: int, headers: RawHeaders, body: bytes) -> None:
         if self.disconnected:
             return
-        lines = [STATUS_LINE[status], b"content-length: %d\r\n" % len(body)]
-        for name, value in (*self.default_headers, *headers):
-            if name == b"connection":
-                self.keep_alive = self.keep_alive and value != b"close"
-            else:
-                lines.append(b"%b: %b\r\n" % (name, value))
-        if not self.keep_alive:
-            lines.append(b"connection: close\r\n")
-        lines += (b"\r\n", b"" if self.scope["method"] == "HEAD" else body)
-        self.transport.write(b"".join(lines))
+        if CLOSE in headers:
+            self.keep_alive = False
+        answer = whole(status, (*self.default_headers, *headers), body, keep_alive=self.keep_alive)
+        self.transport.write(answer[: -len(body)] if body and self.scope["method"] == "HEAD" else answer)
         self.response_started = self.response_complete = True
         self.waiting_for_100_continue = False
         self.message_event.set()

@@ -12,10 +12,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE
-
 from shipline.errors import InputError
 from shipline.serve.errors import bad
+from shipline.serve.http.cycle import whole
 from shipline.serve.http.endpoints import JSON_LENGTH, OFF_LOOP_BYTES, InferEndpoint, failed
 
 if TYPE_CHECKING:
@@ -89,11 +88,8 @@ class Direct:
         self._endpoint.model.leave()
         self.response_started = self.response_complete = True
         connection = self._connection
-        lines = [STATUS_LINE[status], b"content-length: %d\r\n" % len(body)]
-        lines += [b"%b: %b\r\n" % header for header in (*connection.server_state.default_headers, *headers)]
-        lines.append(b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")
-        lines.append(body)
-        connection.transport.write(b"".join(lines))
+        all_headers = (*connection.server_state.default_headers, *headers)
+        connection.transport.write(whole(status, all_headers, body, keep_alive=self.keep_alive))
         if not self.keep_alive:
             connection.transport.close()
         connection.on_response_complete()

@@ -7,6 +7,7 @@ import logging
 import re
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Any
 
@@ -35,7 +36,7 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 JSON_LENGTH = b"inference-header-content-length"
 
 
-class PredictionEndpoint:
+class PredictionEndpoint(ABC):
     """Reads a body, answers it, and turns whatever goes wrong into the one shape of errors."""
 
     name = ""
@@ -83,9 +84,9 @@ class PredictionEndpoint:
         if media_type not in (None, b"application/json"):
             raise RequestError(415, "Send application/json.")
 
+    @abstractmethod
     async def answer(self, body: bytes, headers: Headers, client: Hashable) -> Answer:
         """Return the answer's body and headers."""
-        raise NotImplementedError
 
 
 class InferEndpoint(PredictionEndpoint):

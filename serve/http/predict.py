@@ -72,12 +72,11 @@ class PredictEndpoint(PredictionEndpoint):
         """Answer line by line; a line that is at fault gets its own error and spoils no other."""
         lines = [line for line in body.split(b"\n") if line.strip()]
         found = await predict_many(self._model, lines, _parsed_line, client)
+        name, version = self._model.name, self._model.version
         answers = [
-            {"error": one.message} if isinstance(one, RequestError) else predict_response("", "", one) for one in found
+            {"error": one.message} if isinstance(one, RequestError) else predict_response(name, version, one)
+            for one in found
         ]
-        for answer in answers:
-            if "error" not in answer:
-                answer |= {"model_name": self._model.name, "model_version": self._model.version}
         headers: RawHeaders = [(b"content-type", LINES[0])]
         return b"".join(orjson.dumps(answer, option=orjson.OPT_APPEND_NEWLINE) for answer in answers), headers
 

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from artifacts import one_tensor as signature
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as arrays
 from serving import GRAPHS, check_error, check_works, web
@@ -24,14 +25,6 @@ from shipline.signature import BYTES, DATATYPES, OIP_DATATYPES, Signature, Tenso
 LENGTH = "inference-header-content-length"
 X = np.array([[1, 2, 3, 4], [0.5, -1, 0, 2]], np.float32)
 INFER = "/v2/models/linear/infer"
-
-
-def signature(dtype: str, *shape: int) -> Signature:
-    """`x` -> `y`, both of this dtype and shape."""
-    return Signature(
-        inputs=(TensorSpec(name="x", dtype=dtype, shape=(-1, *shape)),),
-        outputs=(TensorSpec(name="y", dtype=dtype, shape=(-1, *shape)),),
-    )
 
 
 def described(array: np.ndarray, size: int | None = None, name: str = "x") -> dict[str, Any]:

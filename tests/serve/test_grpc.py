@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from grpc_calls import X, calling, infer_request
-from serving import ANYBODY, GRAPHS, publish_all, web
+from serving import ANYBODY, GRAPHS, calls, publish_all, web
 
 import shipline
 from shipline.serve.description import EXTENSIONS
@@ -33,12 +30,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BackgroundServe
 @pytest.fixture(scope="module")
 def found(server: BackgroundServer) -> dict[str, Any]:
     """What every call gave."""
-    script = Path(__file__).parent / "triton_grpc_calls.py"
-    command = [sys.executable, "-W", "error", str(script), str(server.grpc_address)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    answers: dict[str, Any] = json.loads(done.stdout)
-    return answers
+    return calls(Path(__file__).parent / "triton_grpc_calls.py", str(server.grpc_address))
 
 
 def test_server_and_models_are_ready(found: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from artifacts import one_tensor as signature
 from grpc_calls import VALUES, Caller, Request, X, array_of, calling, infer_request, typed_x
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as arrays
@@ -20,7 +21,7 @@ from shipline.serve.grpc import service
 from shipline.serve.grpc.infer import _CONTENTS, infer_response, parse_infer
 from shipline.serve.http.body import MAX_BODY_BYTES
 from shipline.serve.server import BackgroundServer
-from shipline.signature import BYTES, DATATYPES, OIP_DATATYPES, Signature, TensorSpec
+from shipline.signature import BYTES, DATATYPES, OIP_DATATYPES, Signature
 
 INVALID = grpc.StatusCode.INVALID_ARGUMENT
 IDS, KEEP = np.array([[1, 2, 3]]), np.array([[True, False, True]])
@@ -36,14 +37,6 @@ def caller(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Caller]:
         calling(server.grpc_address) as caller,
     ):
         yield caller
-
-
-def signature(dtype: str, *shape: int) -> Signature:
-    """`x` -> `y`, both of this dtype and shape."""
-    return Signature(
-        inputs=(TensorSpec(name="x", dtype=dtype, shape=(-1, *shape)),),
-        outputs=(TensorSpec(name="y", dtype=dtype, shape=(-1, *shape)),),
-    )
 
 
 def on_the_wire(request: Any) -> Any:

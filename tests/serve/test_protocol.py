@@ -10,6 +10,7 @@ import artifacts
 import numpy as np
 import orjson
 import pytest
+from artifacts import one_tensor as signature
 from bad_requests import BAD, GOOD_IDS, GOOD_KEEP, GOOD_X, Bad, deep, nested, request, x
 from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as arrays
@@ -17,18 +18,10 @@ from hypothesis.extra import numpy as arrays
 from shipline.serve.errors import RequestError
 from shipline.serve.http.document import LARGE_BYTES, MAX_DEPTH, parse_json, parse_tensors
 from shipline.serve.http.infer import InferRequest, infer_response, parse_infer, predict_response
-from shipline.signature import OIP_DATATYPES, Signature, TensorSpec
+from shipline.signature import OIP_DATATYPES
 
 GRAPHS = {"linear": artifacts.linear(), "masked": artifacts.masked(), "total": artifacts.total()}
 LINEAR, MASKED = GRAPHS["linear"].signature, GRAPHS["masked"].signature
-
-
-def signature(dtype: str, *shape: int) -> Signature:
-    """`x` -> `y`, both of this dtype and shape."""
-    return Signature(
-        inputs=(TensorSpec(name="x", dtype=dtype, shape=(-1, *shape)),),
-        outputs=(TensorSpec(name="y", dtype=dtype, shape=(-1, *shape)),),
-    )
 
 
 def body(dtype: str, shape: list[int], data: Any) -> bytes:

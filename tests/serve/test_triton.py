@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from serving import GRAPHS
+from serving import GRAPHS, calls
 
 import shipline
 from shipline.serve.description import EXTENSIONS
@@ -21,11 +18,7 @@ X = np.array([[1, 2, 3, 4], [0.5, -1, 0, 2]], np.float32)
 @pytest.fixture(scope="module")
 def found(url: str) -> dict[str, Any]:
     """What every call gave."""
-    command = [sys.executable, str(Path(__file__).parent / "triton_calls.py"), url]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
-    answers: dict[str, Any] = json.loads(done.stdout)
-    return answers
+    return calls(Path(__file__).parent / "triton_calls.py", url)
 
 
 def test_server_and_models_are_ready(found: dict[str, Any]) -> None:

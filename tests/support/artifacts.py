@@ -56,6 +56,14 @@ class Graph:
     golden: Arrays
 
 
+def one_tensor(dtype: str, *shape: int) -> Signature:
+    """`x` -> `y`, both of this dtype and shape, behind a batch."""
+    return Signature(
+        inputs=(TensorSpec(name="x", dtype=dtype, shape=(-1, *shape)),),
+        outputs=(TensorSpec(name="y", dtype=dtype, shape=(-1, *shape)),),
+    )
+
+
 @dataclass(frozen=True)
 class Raw:
     """Processing, and raw inputs that it prepares; their tensors become the golden rows."""

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import re
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -64,6 +67,15 @@ def publish_all(repository: Path) -> None:
         artifacts.publish(f"{repository}/{name}", graph)
     artifacts.publish(f"{repository}/picture", PICTURE, raw=PICTURES, version="3")
     artifacts.publish(f"{repository}/table", TABLE, raw=ROWS)
+
+
+def calls(script: Path, *arguments: str) -> dict[str, Any]:
+    """What a script of client's calls prints, run in a process of its own."""
+    command = [sys.executable, "-W", "error", str(script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    answers: dict[str, Any] = json.loads(done.stdout)
+    return answers
 
 
 def tensor(name: str, array: np.ndarray, datatype: str) -> dict[str, Any]:

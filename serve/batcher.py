@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 Run = Callable[[Arrays], Arrays]
 Outcome = Arrays | Exception
+Traced = Callable[[list[Job], float, float], None]
 
 TIMEOUT_S = 60.0
 MAX_QUEUED_BYTES = 512 << 20
@@ -62,6 +63,7 @@ class Batcher:
         timeout_s: seconds after which nobody waits for an answer any more, at most; and after which a batch that still
             runs is taken for hung, and its thread replaced.
         delay_s: seconds that a batch which is not full waits for more; greedy, at 0.
+        traced: told of every batch: its jobs, when it began and when it ended.
     """
 
     def __init__(
@@ -74,11 +76,13 @@ class Batcher:
         stats: BatcherStats | None = None,
         timeout_s: float = TIMEOUT_S,
         delay_s: float = 0.0,
+        traced: Traced | None = None,
     ) -> None:
         self._run = run
         self._max_batch = max_batch
         self._max_queued = max_queued
         self._stats = stats or BatcherStats()
+        self._traced = traced
         self._timeout_s, self._delay_s = timeout_s, delay_s
         self._threads = Threads(threads) if threads else None
         self._waiting = Waiting()
@@ -185,9 +189,12 @@ class Batcher:
                 job.future.set_exception(outcome)
             else:
                 job.future.set_result(outcome)
-        took, rows = time.perf_counter() - batch.began, sum(job.rows for job in batch.jobs)
+        now = time.perf_counter()
+        took, rows = now - batch.began, sum(job.rows for job in batch.jobs)
         self._row_s += _LATELY * (took / rows - self._row_s)
         self._stats.batch(rows, batch.began - batch.jobs[0].queued_at, took)
+        if self._traced is not None:
+            self._traced(batch.jobs, batch.began, now)
         if self._waiting:
             # Let the loop read and write sockets before the next batch.
             loop.call_soon(self._next, loop)
@@ -230,6 +237,8 @@ class Batcher:
         batch.abandoned = True
         self._running.discard(batch)
         self.hung += 1
+        if self._traced is not None:
+            self._traced(batch.jobs, batch.began, now)
         logger.error("A batch has run for %.0f s and is given up; its thread is replaced.", now - batch.began)
         self._threads.replace()
         self._next(loop)

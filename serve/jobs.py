@@ -19,11 +19,15 @@ Lane = dict[Hashable, deque["Job"]]
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """On which terms a request waits: how soon it goes, whose it is, and after how many seconds nobody wants it."""
+    """On which terms a request waits: how soon it goes, whose it is, and after how many seconds nobody wants it.
+
+    `trace` is who wants to know what becomes of it.
+    """
 
     priority: int = NORMAL
     client: Hashable = None
     timeout_s: float | None = None
+    trace: object = None
 
 
 @dataclass(slots=True, eq=False)

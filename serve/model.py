@@ -16,10 +16,9 @@ from shipline.processing import Processing
 from shipline.serve.batcher import Batcher
 from shipline.serve.errors import bad
 from shipline.serve.golden import Example, GoldenRows, replay
+from shipline.serve.hosting import Hosting
 from shipline.serve.isolated import IsolatedBackend, backend_class
 from shipline.serve.jobs import Job, Terms
-from shipline.serve.metrics import Metrics
-from shipline.serve.trust import Trust
 from shipline.serve.unproven import UnprovenModel
 
 QUEUED_BATCHES = 64
@@ -38,12 +37,14 @@ class ServedModel:
         backend: Backend,
         processing: Processing | None,
         example: Example,
-        metrics: Metrics,
+        hosting: Hosting,
     ) -> None:
         self.manifest = manifest
         self.processing = processing
         self.example = example
-        self.metrics = metrics.for_model(manifest.name, manifest.version)
+        self.metrics = hosting.metrics.for_model(manifest.name, manifest.version)
+        tracing = hosting.tracing
+        self.tracing = None if tracing is None else tracing.for_model(manifest.name, manifest.version)
         self._backend = backend
         self._users, self._unused = 0, asyncio.Event()
         settings = manifest.serving
@@ -58,10 +59,11 @@ class ServedModel:
             max_queued=settings.max_batch_size * QUEUED_BATCHES,
             threads=threads,
             stats=self.metrics,
+            traced=None if self.tracing is None else self.tracing.batch,
         )
 
     @classmethod
-    async def load(cls, artifact: Artifact, metrics: Metrics, trust: Trust) -> ServedModel:
+    async def load(cls, artifact: Artifact, hosting: Hosting) -> ServedModel:
         """Return the model behind an artifact, after it has answered its own golden rows as the trained module did.
 
         Raises:
@@ -69,7 +71,7 @@ class ServedModel:
             ServingError: an answer to a golden row is wrong on this machine, or it holds code and is not trusted.
         """
         rows = artifact if isinstance(artifact, UnprovenModel) else GoldenRows(artifact)
-        model = await asyncio.to_thread(cls._open, artifact, rows.example(), metrics, trust)
+        model = await asyncio.to_thread(cls._open, artifact, rows.example(), hosting)
         if isinstance(rows, GoldenRows):
             try:
                 await replay(model, rows)
@@ -79,14 +81,14 @@ class ServedModel:
         return model
 
     @classmethod
-    def _open(cls, artifact: Artifact, example: Example, metrics: Metrics, trust: Trust) -> ServedModel:
+    def _open(cls, artifact: Artifact, example: Example, hosting: Hosting) -> ServedModel:
         manifest = artifact.manifest
         chosen = backend_class(manifest.backend)
-        trust.check(artifact, chosen)
+        hosting.trust.check(artifact, chosen)
         processing = Processing.from_json(artifact.read(PROCESSING)) if PROCESSING in artifact else None
         backend = chosen.load(artifact.read(manifest.model_file), manifest.serving)
         try:
-            return cls(manifest, backend, processing, example, metrics)
+            return cls(manifest, backend, processing, example, hosting)
         except BaseException:
             backend.close()
             raise

@@ -12,9 +12,8 @@ from enum import StrEnum
 from shipline.artifact import Artifact, find_artifact, find_artifacts
 from shipline.errors import ConfigError, NotFoundError
 from shipline.serve.errors import RequestError
-from shipline.serve.metrics import Metrics
+from shipline.serve.hosting import Hosting
 from shipline.serve.model import ServedModel
-from shipline.serve.trust import Trust
 from shipline.serve.unproven import find_unproven
 from shipline.store import is_name
 
@@ -49,14 +48,12 @@ class Repository:
     def __init__(
         self,
         url: str,
-        metrics: Metrics,
+        hosting: Hosting,
         on_ready: Callable[[ServedModel], None] = lambda model: None,
         on_gone: Callable[[ServedModel], None] = lambda model: None,
-        trust: Trust | None = None,
     ) -> None:
         self.url = url
-        self._trust = trust or Trust()
-        self._metrics = metrics
+        self._hosting = hosting
         self._on_ready, self._on_gone = on_ready, on_gone
         self._models: dict[str, ServedModel] = {}
         self._statuses: dict[str, Status] = {}
@@ -176,7 +173,7 @@ class Repository:
         """Load one version, let it prove itself, and let it take the traffic from what took it before."""
         name = artifact.manifest.name
         await asyncio.to_thread(artifact.prefetch)
-        model = await ServedModel.load(artifact, self._metrics, self._trust)
+        model = await ServedModel.load(artifact, self._hosting)
         before, self._models[name] = self._models.get(name), model
         self._on_ready(model)
         model.metrics.ready(value=True)

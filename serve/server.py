@@ -17,6 +17,7 @@ from shipline.errors import ConfigError, ServingError, ShiplineError
 from shipline.plugins import load_target
 from shipline.serve.access import Access
 from shipline.serve.doors import Doors, address_of
+from shipline.serve.hosting import Hosting, open_tracing
 from shipline.serve.http.app import Application
 from shipline.serve.http.connection import Config
 from shipline.serve.http.gate import Gate, Hosts, hosts_of
@@ -59,7 +60,8 @@ class Serving:
         self._url = url
         settings = settings or ServerSettings()
         access, hosts, tls = _guards(settings, grpc_port)
-        self._app = Application(url, self._fail, Trust(trust))
+        hosting = Hosting(trust=Trust(trust), tracing=open_tracing(settings.otel))
+        self._app = Application(url, self._fail, hosting)
         doors = doors or Doors.open(host, port, health_port=settings.health_port, grpc_port=grpc_port)
         self._doors = doors
         self._address = f"{'https' if tls else 'http'}://{address_of(doors.http)}"

@@ -54,6 +54,8 @@ class ServerSettings:
         tls_cert: file of the certificate, and those that vouch for it; makes the address https.
         tls_key: file of its private key.
         health_port: a second port, without TLS and keys, for health and metrics alone.
+        otel: URL of the OpenTelemetry collector that traces are sent to, by OTLP over HTTP; without it, the one in
+            OpenTelemetry's environment variables, if there is one.
         limits: how long and how much a client may take.
     """
 
@@ -63,6 +65,7 @@ class ServerSettings:
     tls_cert: str | None = None
     tls_key: str | None = None
     health_port: int | None = None
+    otel: str | None = None
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:

@@ -130,6 +130,7 @@ EXTRAS = {
     "onnx": "export",
     "onnxruntime": "serve",
     "onnxscript": "export",
+    "opentelemetry": "otel",
     "openvino": "openvino",
     "prometheus_client": "serve",
     "simdjson": "serve",

@@ -17,7 +17,7 @@ from shipline.serve import description
 from shipline.serve.errors import RequestError, bad
 from shipline.serve.grpc.infer import InferRequest, ModelInferRequest, infer_response, parse_infer
 from shipline.serve.grpc.messages import SERVICE, message, method, parsed
-from shipline.serve.http.endpoints import OFF_LOOP_BYTES, off_loop
+from shipline.serve.http.endpoints import CANCELLED, OFF_LOOP_BYTES, off_loop
 from shipline.serve.jobs import Terms
 from shipline.serve.model import ServedModel
 from shipline.serve.parameters import HARMLESS
@@ -49,8 +49,6 @@ _CODES = {
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
-# What a call counts as whose caller went away, or whose deadline passed.
-_CANCELLED = 499
 
 
 class Service:
@@ -134,19 +132,22 @@ class Service:
     async def _infer(self, data: bytes, context: Any) -> bytes:
         try:
             request = await off_loop(len(data), OFF_LOOP_BYTES, parsed, ModelInferRequest, data)
-            return await self._answer(request, len(data), context.peer(), _unary_bytes)
+            return await self._answer(request, len(data), context, _unary_bytes)
         except RequestError as error:
             failure = error
         return await _abort(context, failure)
 
-    async def _answer(self, request: Any, size: int, client: str, written: Written) -> bytes:
+    async def _answer(self, request: Any, size: int, context: Any, written: Written) -> bytes:
         """Return what `written` makes of the outputs for a ModelInferRequest, which came as `size` bytes."""
         model = self._repository.get(request.model_name, request.model_version or None)
-        status, began = _CANCELLED, time.perf_counter()
+        status, began = CANCELLED, time.perf_counter()
+        tracing, method = model.tracing, "ModelInfer" if written is _unary_bytes else "ModelStreamInfer"
+        trace = None if tracing is None else tracing.grpc(f"{SERVICE}/{method}", context.invocation_metadata())
         model.enter()
         try:
             asked = await off_loop(size, OFF_LOOP_BYTES, parse_infer, request, model.manifest.signature)
-            outputs = await model.infer(asked.inputs, asked.rows, Terms(asked.priority, client, asked.timeout_s))
+            terms = Terms(asked.priority, context.peer(), asked.timeout_s, trace)
+            outputs = await model.infer(asked.inputs, asked.rows, terms)
             size = sum(array.nbytes for array in outputs.values())
             answer: bytes = await off_loop(size, OFF_LOOP_BYTES, written, model, asked, outputs)
             status = 200
@@ -159,6 +160,8 @@ class Service:
         finally:
             model.leave()
             model.metrics.answered("grpc", status, time.perf_counter() - began)
+            if trace is not None:
+                trace.end(status, _code(status))
         return answer
 
     async def _stream(self, requests: AsyncIterator[bytes], context: Any) -> None:
@@ -171,7 +174,7 @@ class Service:
                 try:
                     await room.acquire()
                     async for data in requests:
-                        answers.put_nowait(group.create_task(self._streamed(data, context.peer())))
+                        answers.put_nowait(group.create_task(self._streamed(data, context)))
                         await room.acquire()
                 finally:
                     answers.put_nowait(None)
@@ -185,13 +188,13 @@ class Service:
         if self._app.stopping:
             await _abort(context, RequestError(503, "The server is stopping."))
 
-    async def _streamed(self, data: bytes, client: str) -> bytes:
+    async def _streamed(self, data: bytes, context: Any) -> bytes:
         """Return the stream's response to one request: what is wrong with it is told there, and the stream goes on."""
         identity = ""
         try:
             request = await off_loop(len(data), OFF_LOOP_BYTES, parsed, ModelInferRequest, data)
             identity = request.id
-            return await self._answer(request, len(data), client, _stream_bytes)
+            return await self._answer(request, len(data), context, _stream_bytes)
         except RequestError as error:
             answer = ModelStreamInferResponse(error_message=error.message)
             answer.infer_response.id = identity
@@ -226,9 +229,14 @@ def _answering(name: str, call: Call) -> Callable[[bytes, Any], Awaitable[bytes]
     return handler
 
 
+def _code(status: int) -> str:
+    """Return gRPC's name of a status."""
+    others = {200: grpc.StatusCode.OK, CANCELLED: grpc.StatusCode.CANCELLED}
+    return str((others | _CODES).get(status, grpc.StatusCode.INTERNAL).name)
+
+
 async def _abort(context: Any, error: RequestError) -> bytes:
-    code = _CODES.get(error.status, grpc.StatusCode.INTERNAL)
-    await context.abort(code, error.message, tuple(error.headers.items()))
+    await context.abort(_CODES.get(error.status, grpc.StatusCode.INTERNAL), error.message, tuple(error.headers.items()))
     raise AssertionError("a call that was aborted goes on")
 
 

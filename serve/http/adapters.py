@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from typing import Any
 
 import numpy as np
@@ -40,13 +39,14 @@ class V1Endpoint(PredictionEndpoint):
     """
 
     name = "v1"
+    route = "/v1/models/{name}:predict"
 
-    async def answer(self, body: bytes, headers: Headers, client: Hashable) -> Answer:
+    async def answer(self, body: bytes, headers: Headers, terms: Terms) -> Answer:
         """Return the predictions for the instances in the body."""
         document = await off_loop(len(body), OFF_LOOP_BYTES, parse_json, body)
-        return await self.predictions(document, client)
+        return await self.predictions(document, terms)
 
-    async def predictions(self, document: Any, client: Hashable) -> Answer:
+    async def predictions(self, document: Any, terms: Terms) -> Answer:
         """Return the predictions for the document's instances."""
         if type(document) is not dict or set(document) - {"instances", "signature_name"}:
             raise bad("The body must be a JSON object with 'instances'.")
@@ -54,15 +54,15 @@ class V1Endpoint(PredictionEndpoint):
         if type(instances) is not list or not instances:
             raise bad(f"'instances' must be a list of at least one; got {kind(instances)}.")
         if self._model.processing is not None:
-            predictions = await self._answers(instances, client)
+            predictions = await self._answers(instances, terms)
         else:
             inputs = await off_loop(len(instances), 64, _stacked, instances, self._model)
-            outputs = await self._model.infer(inputs, common_rows(inputs), Terms(client=client))
+            outputs = await self._model.infer(inputs, common_rows(inputs), terms)
             predictions = _rows(outputs)
         return orjson.dumps({"predictions": predictions}, option=orjson.OPT_SERIALIZE_NUMPY), [JSON]
 
-    async def _answers(self, instances: list[Any], client: Hashable) -> list[Any]:
-        found = await predict_many(self._model, instances, raw_of, client)
+    async def _answers(self, instances: list[Any], terms: Terms) -> list[Any]:
+        found = await predict_many(self._model, instances, raw_of, terms)
         for number, answer in enumerate(found):
             if isinstance(answer, RequestError):
                 raise RequestError(answer.status, f"Instance {number}: {answer.message}")
@@ -103,14 +103,15 @@ class _EitherEndpoint(PredictionEndpoint):
     """JSON in any of the forms that the others take."""
 
     name = "invocations"
+    route = "/invocations"
 
-    async def answer(self, body: bytes, headers: Headers, client: Hashable) -> Answer:
+    async def answer(self, body: bytes, headers: Headers, terms: Terms) -> Answer:
         document = await off_loop(len(body), OFF_LOOP_BYTES, parse_json, body)
         if type(document) is dict and type(document.get("inputs")) is list:
-            return await InferEndpoint(self._model).answer(body, headers, client)
+            return await InferEndpoint(self._model).answer(body, headers, terms)
         if type(document) is dict and set(document) == {"instances"}:
-            return await V1Endpoint(self._model).predictions(document, client)
-        return await PredictEndpoint(self._model).answer(body, headers, client)
+            return await V1Endpoint(self._model).predictions(document, terms)
+        return await PredictEndpoint(self._model).answer(body, headers, terms)
 
 
 def _stacked(instances: list[Any], model: ServedModel) -> Arrays:

@@ -15,16 +15,15 @@ from starlette.exceptions import HTTPException
 import shipline
 from shipline.errors import ShiplineError, StoreError
 from shipline.serve.errors import RequestError
+from shipline.serve.hosting import Hosting
 from shipline.serve.http.adapters import InvocationsEndpoint, V1Endpoint
 from shipline.serve.http.body import Receive, Scope, Send
 from shipline.serve.http.endpoints import Endpoint, InferEndpoint, error_answer, request_id
 from shipline.serve.http.openapi import describe
 from shipline.serve.http.predict import PredictEndpoint
 from shipline.serve.http.routes import add_routes
-from shipline.serve.metrics import Metrics
 from shipline.serve.model import ServedModel
 from shipline.serve.repository import Repository
-from shipline.serve.trust import Trust
 
 if TYPE_CHECKING:
     from shipline.serve.worker import Colleague
@@ -47,7 +46,7 @@ class Operator(Protocol):
 class Application(FastAPI):
     """A FastAPI application whose prediction endpoints are found by one look into a dict, before any middleware."""
 
-    def __init__(self, url: str, on_failure: Callable[[ShiplineError], None], trust: Trust | None = None) -> None:
+    def __init__(self, url: str, on_failure: Callable[[ShiplineError], None], hosting: Hosting | None = None) -> None:
         super().__init__(
             title="Shipline",
             version=shipline.__version__,
@@ -60,8 +59,9 @@ class Application(FastAPI):
                 Exception: _unexpected,
             },
         )
-        self.metrics = Metrics()
-        self.repository = Repository(url, self.metrics, self._add, self._remove, trust)
+        self.hosting = hosting or Hosting()
+        self.metrics = self.hosting.metrics
+        self.repository = Repository(url, self.hosting, self._add, self._remove)
         self._endpoints: dict[str, Endpoint] = {"/invocations": InvocationsEndpoint(self.repository)}
         self._direct: dict[bytes, InferEndpoint] = {}
         self.on_failure = on_failure
@@ -133,6 +133,8 @@ async def _lifespan(app: Application) -> AsyncIterator[None]:
     if app.others is not None:
         await app.others
     app.repository.close()
+    if app.hosting.tracing is not None:
+        await asyncio.to_thread(app.hosting.tracing.close)
 
 
 async def _load(app: Application) -> None:

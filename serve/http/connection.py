@@ -195,6 +195,15 @@ class Connection(HttpToolsProtocol):
         self._awaited = _BODY
         return True
 
+    def described(self) -> dict[str, Any]:
+        """Return what is known of the request without the application: as much of ASGI's scope as traces tell."""
+        return {
+            "path": self.url.decode("latin-1"),
+            "scheme": self.scheme,
+            "http_version": self.parser.get_http_version(),
+            "client": self.client,
+        }
+
     def on_body(self, body: bytes) -> None:
         """Take a part of the body."""
         if type(self.cycle) is Direct:

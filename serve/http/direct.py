@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from shipline.errors import InputError
 from shipline.serve.errors import bad
 from shipline.serve.http.cycle import whole
-from shipline.serve.http.endpoints import JSON_LENGTH, OFF_LOOP_BYTES, InferEndpoint, failed
+from shipline.serve.http.endpoints import CANCELLED, JSON_LENGTH, OFF_LOOP_BYTES, InferEndpoint, failed
 
 if TYPE_CHECKING:
     from shipline.backends.base import Arrays
@@ -23,7 +23,19 @@ if TYPE_CHECKING:
     from shipline.serve.jobs import Job
 
 # Headers of the usual request. Those that change what is done with it are not among them.
-_USUAL = frozenset({b"host", b"content-length", b"content-type", b"user-agent", b"accept", b"connection", JSON_LENGTH})
+_USUAL = frozenset(
+    {
+        b"host",
+        b"content-length",
+        b"content-type",
+        b"user-agent",
+        b"accept",
+        b"connection",
+        JSON_LENGTH,
+        b"traceparent",
+        b"tracestate",
+    }
+)
 
 
 class _NoEvent:
@@ -47,13 +59,15 @@ class Direct:
         self._began = 0.0
         endpoint.model.enter()
         self._job: Job | None = None
+        tracing = endpoint.model.tracing
+        self._trace = None if tracing is None else tracing.http(endpoint.route, headers, connection.described())
 
     def complete(self) -> None:
         """Begin, the body being there."""
         self._began = time.perf_counter()
         try:
             self._endpoint.model.check_room()
-            request, self._job = self._endpoint.begin(b"".join(self.parts), self._headers, self._client)
+            request, self._job = self._endpoint.begin(b"".join(self.parts), self._headers, self._client, self._trace)
         except Exception as error:
             self._fail(error)
             return
@@ -64,6 +78,8 @@ class Direct:
         self.disconnected = True
         if self._job is not None:
             self._endpoint.model.forget(self._job)
+        if self._trace is not None:
+            self._trace.end(CANCELLED, CANCELLED)
         self._endpoint.model.leave()
 
     def _done(self, request: Any, future: asyncio.Future[Arrays]) -> None:
@@ -85,6 +101,8 @@ class Direct:
         self._endpoint.model.metrics.answered(self._endpoint.name, status, time.perf_counter() - self._began)
         if self.disconnected:
             return
+        if self._trace is not None:
+            self._trace.end(status, status, dict(headers).get(b"x-request-id", b"").decode())
         self._endpoint.model.leave()
         self.response_started = self.response_complete = True
         connection = self._connection

@@ -32,6 +32,9 @@ OFF_LOOP_BYTES = 256 << 10
 # Packed ones sooner: they are up to a thousand times larger.
 OFF_LOOP_PACKED_BYTES = 8 << 10
 
+# What a request ends with, for who watches, when its sender is gone.
+CANCELLED = 499
+
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 JSON_LENGTH = b"inference-header-content-length"
 
@@ -40,6 +43,7 @@ class PredictionEndpoint(ABC):
     """Reads a body, answers it, and turns whatever goes wrong into the one shape of errors."""
 
     name = ""
+    route = ""  # of the path, for traces
 
     def __init__(self, model: ServedModel) -> None:
         self._model = model
@@ -59,6 +63,8 @@ class PredictionEndpoint(ABC):
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         status, headers = 200, {name: value for name, value in scope["headers"]}  # noqa: C416 -- the last of equals counts
         began = time.perf_counter()
+        tracing = self._model.tracing
+        trace = None if tracing is None else tracing.http(self.route, headers, scope)
         try:
             if scope["method"] != "POST":
                 raise RequestError(405, "Use POST.", {"allow": "POST"})
@@ -69,14 +75,20 @@ class PredictionEndpoint(ABC):
             self._model.check_room()
             if encoding is not None:
                 body = await off_loop(len(body), OFF_LOOP_PACKED_BYTES, bodies.unpacked, body, encoding)
-            answer, extra = await self.answer(body, headers, scope["client"])
+            answer, extra = await self.answer(body, headers, Terms(client=scope["client"], trace=trace))
             if b"accept-encoding" in headers:
                 answer, extra = await _packed(answer, extra, headers)
             if b"x-request-id" in headers:
                 extra = [*extra, (b"x-request-id", request_id(headers).encode())]
         except Exception as error:
             status, answer, extra = failed(error, headers, self._model.name)
+        except asyncio.CancelledError:  # the server is ended
+            if trace is not None:
+                trace.end(CANCELLED, CANCELLED)
+            raise
         self._model.metrics.answered(self.name, status, time.perf_counter() - began)
+        if trace is not None:
+            trace.end(status, status, dict(extra).get(b"x-request-id", b"").decode())
         await respond(scope, send, status, answer, extra)
 
     def check_type(self, media_type: bytes | None, headers: Headers) -> None:
@@ -85,21 +97,28 @@ class PredictionEndpoint(ABC):
             raise RequestError(415, "Send application/json.")
 
     @abstractmethod
-    async def answer(self, body: bytes, headers: Headers, client: Hashable) -> Answer:
-        """Return the answer's body and headers."""
+    async def answer(self, body: bytes, headers: Headers, terms: Terms) -> Answer:
+        """Return the answer's body and headers.
+
+        Args:
+            body: of the request, unpacked.
+            headers: of the request.
+            terms: on which its rows wait, where it does not say more.
+        """
 
 
 class InferEndpoint(PredictionEndpoint):
     """POST v2/models/{name}/infer: tensors in, tensors out, in the Open Inference Protocol's JSON and binary form."""
 
     name = "infer"
+    route = "/v2/models/{name}/infer"
 
     def check_type(self, media_type: bytes | None, headers: Headers) -> None:
         """Tensors behind the JSON make the whole something else than JSON."""
         if media_type != b"application/octet-stream" or JSON_LENGTH not in headers:
             super().check_type(media_type, headers)
 
-    async def answer(self, body: bytes, headers: Headers, client: Hashable) -> Answer:
+    async def answer(self, body: bytes, headers: Headers, terms: Terms) -> Answer:
         """Return the outputs for the tensors in the body."""
         length = _json_length(headers)
         signature = self._model.manifest.signature
@@ -107,13 +126,13 @@ class InferEndpoint(PredictionEndpoint):
             request = parse_infer(body, signature, length)
         else:
             request = await asyncio.to_thread(parse_infer, body, signature, length)
-        terms = Terms(request.priority, client, request.timeout_s)
-        return self.written(request, await self._model.infer(request.inputs, request.rows, terms))
+        asked = Terms(request.priority, terms.client, request.timeout_s, terms.trace)
+        return self.written(request, await self._model.infer(request.inputs, request.rows, asked))
 
-    def begin(self, body: bytes, headers: Headers, client: Hashable) -> tuple[InferRequest, Job]:
+    def begin(self, body: bytes, headers: Headers, client: Hashable, trace: object) -> tuple[InferRequest, Job]:
         """Return a request with a small body, and the job that its rows wait as."""
         request = parse_infer(body, self._model.manifest.signature, _json_length(headers))
-        terms = Terms(request.priority, client, request.timeout_s)
+        terms = Terms(request.priority, client, request.timeout_s, trace)
         return request, self._model.begin(request.inputs, request.rows, terms)
 
     def written(self, request: InferRequest, outputs: Arrays) -> Answer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import binascii
 import io
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ class PredictEndpoint(PredictionEndpoint):
     """Answers raw inputs."""
 
     name = "predict"
+    route = "/models/{name}/predict"
 
     def check_type(self, media_type: bytes | None, headers: Headers) -> None:
         """Files are taken as what they are, rows as JSON, texts as JSON or text."""
@@ -46,14 +47,14 @@ class PredictEndpoint(PredictionEndpoint):
         ):
             raise RequestError(415, "Send the bytes of an image file, as image/png for example.")
 
-    async def answer(self, body: bytes, headers: Headers, client: Hashable) -> Answer:
+    async def answer(self, body: bytes, headers: Headers, terms: Terms) -> Answer:
         """Return the answer to the raw input in the body, or to each in its lines."""
         media_type = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
         if media_type in LINES:
-            return await self._lines(body, client)
+            return await self._lines(body, terms)
         limit = OFF_LOOP_FILE_BYTES if takes_bytes(self._model) else OFF_LOOP_BYTES
         inputs = await off_loop(len(body), limit, self._prepare, body, media_type)
-        answer = self._model.answer(await self._model.infer(inputs, 1, Terms(client=client)))
+        answer = self._model.answer(await self._model.infer(inputs, 1, terms))
         if headers.get(b"accept") == b"application/x-npy":
             return _npy(answer)
         return orjson.dumps(predict_response(self._model.name, self._model.version, answer)), [JSON]
@@ -68,10 +69,10 @@ class PredictEndpoint(PredictionEndpoint):
                 raise bad("The text is no UTF-8.") from None
         return self._model.prepare(parse_json(body))
 
-    async def _lines(self, body: bytes, client: Hashable) -> Answer:
+    async def _lines(self, body: bytes, terms: Terms) -> Answer:
         """Answer line by line; a line that is at fault gets its own error and spoils no other."""
         lines = [line for line in body.split(b"\n") if line.strip()]
-        found = await predict_many(self._model, lines, _parsed_line, client)
+        found = await predict_many(self._model, lines, _parsed_line, terms)
         name, version = self._model.name, self._model.version
         answers = [
             {"error": one.message} if isinstance(one, RequestError) else predict_response(name, version, one)
@@ -81,14 +82,14 @@ class PredictEndpoint(PredictionEndpoint):
         return b"".join(orjson.dumps(answer, option=orjson.OPT_APPEND_NEWLINE) for answer in answers), headers
 
 
-async def predict_many(model: ServedModel, raws: Sequence[Any], read: Any, client: Hashable) -> list[Any]:
+async def predict_many(model: ServedModel, raws: Sequence[Any], read: Any, terms: Terms) -> list[Any]:
     """Return for each raw input its answer, or the RequestError that it alone ends with.
 
     Args:
         model: whom to ask.
         raws: what `read` makes a raw input of.
         read: function of model and item.
-        client: who asks.
+        terms: on which each waits.
 
     Raises:
         RequestError: 400, there are none or too many; 503, they do not all find room.
@@ -96,14 +97,14 @@ async def predict_many(model: ServedModel, raws: Sequence[Any], read: Any, clien
     if not 1 <= len(raws) <= MAX_MANY:
         raise bad(f"Send 1 to {MAX_MANY} inputs at once; got {len(raws)}.")
     prepared = await asyncio.to_thread(lambda: [_prepared(model, raw, read) for raw in raws])
-    return list(await asyncio.gather(*(_asked(model, inputs, client) for inputs in prepared)))
+    return list(await asyncio.gather(*(_asked(model, inputs, terms) for inputs in prepared)))
 
 
-async def _asked(model: ServedModel, inputs: Arrays | RequestError, client: Hashable) -> Any:
+async def _asked(model: ServedModel, inputs: Arrays | RequestError, terms: Terms) -> Any:
     if isinstance(inputs, RequestError):
         return inputs
     try:
-        return model.answer(await model.infer(inputs, 1, Terms(client=client)))
+        return model.answer(await model.infer(inputs, 1, terms))
     except RequestError as error:
         if error.status == 503:
             raise

@@ -49,6 +49,7 @@ def run(arguments: Sequence[str]) -> None:
         tls_cert=settings.tls_cert,
         tls_key=settings.tls_key,
         health_port=settings.health_port,
+        otel=settings.otel,
         limits=limits(**vars(settings.limits)),
     )
     load_target("shipline.serve.server:serve")(
@@ -84,4 +85,10 @@ def _add_safety(parser: ArgumentParser, limits: Any) -> None:
     parser.add_argument("--tls-cert", type=str, help="Certificate (PEM, with those that vouch for it): https.")
     parser.add_argument("--tls-key", type=str, help="The certificate's private key (PEM, without a password).")
     parser.add_argument("--health-port", type=int, help="A second port, without TLS and keys, for health and metrics.")
+    parser.add_argument(
+        "--otel",
+        type=str,
+        help="URL of the OpenTelemetry collector (OTLP over HTTP) that traces are sent to, such as "
+        "http://localhost:4318; by default the one in OTEL_EXPORTER_OTLP_ENDPOINT.",
+    )
     parser.add_argument("--limits", type=limits, default=limits(), help="How long and how much a client may take.")

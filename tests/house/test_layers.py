@@ -33,6 +33,7 @@ FORBIDDEN: dict[str, dict[str, tuple[str, ...]]] = {
     "serve": {
         **dict.fromkeys((*ML, "shipline.train", "shipline.export"), ()),
         **dict.fromkeys(("grpc", "google"), ("shipline.serve.grpc",)),
+        "opentelemetry": ("shipline.serve.tracing",),
     },
 }
 # The command line and what it is made of may know the parts, but only inside the function that runs a command.

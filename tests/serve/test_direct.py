@@ -72,6 +72,7 @@ def bare(answer: Answer) -> Any:
         ((), True),
         (("Content-Type: application/json",), True),
         (("User-Agent: x", "Accept: */*", "Connection: keep-alive"), True),
+        (("traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "tracestate: a=1"), True),
         (("Content-Type: application/json; charset=utf-8",), False),
         (("Content-Type: text/plain",), False),
         (("X-Request-Id: mine",), False),

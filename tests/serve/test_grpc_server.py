@@ -304,12 +304,14 @@ def test_asked_for_without_being_installed(repository: Path, monkeypatch: pytest
 
 
 def test_without_a_port_there_is_no_grpc(repository: Path) -> None:
+    """Nor is it imported, nor what makes traces, which nobody asked for."""
     with BackgroundServer(str(repository)) as server:
         assert server.grpc_address is None
         check_works(server.url)
     program = (
         "import sys; from shipline.serve.server import BackgroundServer\n"
-        f"with BackgroundServer({str(repository)!r}): print(sorted({{'grpc', 'google.protobuf'}} & set(sys.modules)))"
+        "heavy = {'grpc', 'google.protobuf', 'opentelemetry.sdk'}\n"
+        f"with BackgroundServer({str(repository)!r}): print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"

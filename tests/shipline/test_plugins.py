@@ -123,7 +123,14 @@ def optional() -> dict[str, list[str]]:
     return found
 
 
-_IMPORTED_AS = {"grpcio": "grpc", "mlflow-skinny": "mlflow", "protobuf": "google", "pysimdjson": "simdjson"}
+_IMPORTED_AS = {
+    "grpcio": "grpc",
+    "mlflow-skinny": "mlflow",
+    "opentelemetry-exporter-otlp-proto-http": "opentelemetry",
+    "opentelemetry-sdk": "opentelemetry",
+    "protobuf": "google",
+    "pysimdjson": "simdjson",
+}
 
 
 def brought(extra: str) -> set[str]:

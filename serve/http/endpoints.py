@@ -120,18 +120,18 @@ class InferEndpoint(PredictionEndpoint):
 
     async def answer(self, body: bytes, headers: Headers, terms: Terms) -> Answer:
         """Return the outputs for the tensors in the body."""
-        length = _json_length(headers)
-        signature = self._model.manifest.signature
+        length, model = _json_length(headers), self._model
+        asked = (body, model.manifest.signature, length, model.name)
         if (len(body) if length is None else length) < OFF_LOOP_BYTES:  # the bytes behind are taken as they lie
-            request = parse_infer(body, signature, length)
+            request = parse_infer(*asked)
         else:
-            request = await asyncio.to_thread(parse_infer, body, signature, length)
-        asked = Terms(request.priority, terms.client, request.timeout_s, terms.trace)
-        return self.written(request, await self._model.infer(request.inputs, request.rows, asked))
+            request = await asyncio.to_thread(parse_infer, *asked)
+        own = Terms(request.priority, terms.client, request.timeout_s, terms.trace)
+        return self.written(request, await model.infer(request.inputs, request.rows, own))
 
     def begin(self, body: bytes, headers: Headers, client: Hashable, trace: object) -> tuple[InferRequest, Job]:
         """Return a request with a small body, and the job that its rows wait as."""
-        request = parse_infer(body, self._model.manifest.signature, _json_length(headers))
+        request = parse_infer(body, self._model.manifest.signature, _json_length(headers), self._model.name)
         terms = Terms(request.priority, client, request.timeout_s, trace)
         return request, self._model.begin(request.inputs, request.rows, terms)
 

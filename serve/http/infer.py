@@ -26,7 +26,7 @@ from shipline.serve.parameters import NOT_HERE, terms
 from shipline.serve.tensors import check_shape, common_rows, from_raw, kind, short, to_raw
 from shipline.signature import BYTES, Signature, TensorSpec
 
-_REQUEST_FIELDS = frozenset({"id", "inputs", "outputs", "parameters"})
+_REQUEST_FIELDS = frozenset({"id", "inputs", "model_name", "outputs", "parameters"})
 _INPUT_FIELDS = frozenset({"name", "shape", "datatype", "data", "parameters"})
 _OUTPUT_FIELDS = frozenset({"name", "parameters"})
 _NUMBERS = frozenset({int, float})
@@ -74,13 +74,16 @@ class _Raw:
             raise bad(f"{len(self._data) - self._at} bytes behind the JSON belong to no input.")
 
 
-def parse_infer(body: bytes, signature: Signature, json_length: int | None = None) -> InferRequest:
+def parse_infer(
+    body: bytes, signature: Signature, json_length: int | None = None, model: str | None = None
+) -> InferRequest:
     """Return the request in `body`.
 
     Args:
         body: JSON; or JSON and the bytes of tensors.
         signature: what the model takes.
         json_length: bytes of the JSON; None is all.
+        model: its name. The protocol has none in a request; KServe's client says it again, and may say no other.
 
     Raises:
         RequestError: 400; the text names the tensor, what was expected and what came.
@@ -98,6 +101,8 @@ def parse_infer(body: bytes, signature: Signature, json_length: int | None = Non
     identity = document.get("id")
     if identity is not None and type(identity) is not str:
         raise bad(f"'id' must be a string; got {kind(identity)}.")
+    if document.get("model_name", model) != model:
+        raise bad(f"'model_name' is {short(document['model_name'])}, and the address is another model's.")
     parameters = _parameters(document, "the request")
     inputs = _inputs(document.get("inputs"), signature, raw)
     raw.check_end()

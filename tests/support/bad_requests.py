@@ -121,7 +121,13 @@ BAD: list[Bad] = [
             (b"true", "a boolean"),
         )
     ),
-    Bad("an unknown field", request(GOOD_X, extra=1), "Unknown field 'extra' in the request; known: id, inputs, out"),
+    Bad(
+        "an unknown field",
+        request(GOOD_X, extra=1),
+        "Unknown field 'extra' in the request; known: id, inputs, model_name, out",
+    ),
+    Bad("another model", request(GOOD_X, model_name="b"), "'model_name' is 'b', and the address is another model's"),
+    Bad("no model's name", request(GOOD_X, model_name=["linear"]), "'model_name' is "),
     Bad("a field that would be fetched", request(GOOD_X, url="http://169.254.169.254/"), "Unknown field 'url'"),
     Bad("a hostile field", request(GOOD_X, **{"\r\n\x1b[31m": 1}), r"Unknown field '\\r\\n\\x1b\[31m'"),
     *(

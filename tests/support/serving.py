@@ -69,10 +69,10 @@ def publish_all(repository: Path) -> None:
     artifacts.publish(f"{repository}/table", TABLE, raw=ROWS)
 
 
-def calls(script: Path, *arguments: str) -> dict[str, Any]:
+def calls(script: Path, *arguments: str, environment: dict[str, str] | None = None) -> dict[str, Any]:
     """What a script of client's calls prints, run in a process of its own."""
     command = [sys.executable, "-W", "error", str(script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     assert done.returncode == 0, done.stderr
     answers: dict[str, Any] = json.loads(done.stdout)
     return answers

@@ -10,6 +10,7 @@ import socket
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -59,7 +60,7 @@ class Serving:
     ) -> None:
         self._url = url
         settings = settings or ServerSettings()
-        access, hosts, tls = _guards(settings, grpc_port)
+        access, hosts, tls = _guards(settings)
         hosting = Hosting(trust=Trust(trust), tracing=open_tracing(settings.otel))
         self._app = Application(url, self._fail, hosting)
         doors = doors or Doors.open(host, port, health_port=settings.health_port, grpc_port=grpc_port)
@@ -67,7 +68,7 @@ class Serving:
         self._address = f"{'https' if tls else 'http'}://{address_of(doors.http)}"
         own = Hosts(hosts_of(doors.http.getsockname()[0]))
         try:
-            self._grpc = None if doors.grpc is None else _grpc_server(doors.grpc, self._app, grace_s, access)
+            self._grpc = None if doors.grpc is None else _grpc_server(doors.grpc, self._app, grace_s, access, settings)
         except BaseException:
             doors.close()
             raise
@@ -230,10 +231,8 @@ def serve(
         _serve_together(workers, url, host, port, grpc_port, trust, settings or ServerSettings())
 
 
-def _guards(settings: ServerSettings, grpc_port: int | None) -> tuple[Access, Hosts, ssl.SSLContext | None]:
+def _guards(settings: ServerSettings) -> tuple[Access, Hosts, ssl.SSLContext | None]:
     """Return what stands between strangers and the models; ConfigError where a key, a host or a certificate is none."""
-    if settings.tls_cert and grpc_port is not None:
-        raise ConfigError("tls_cert is set beside grpc_port; gRPC is not encrypted here. Leave one of them out.")
     keys = Keys(settings.api_keys) if settings.api_keys is not None else None
     access = Access(keys, admin_without_key=settings.admin_without_key)
     hosts = Hosts(settings.allowed_hosts)
@@ -254,7 +253,7 @@ def _serve_together(
 
     # What is wrong with the settings is said by one process, before there are others.
     Trust(trust)
-    _guards(settings, grpc_port)
+    _guards(settings)
     doors = Doors.open(host, port, health_port=settings.health_port, grpc_port=grpc_port, shared=True)
 
     async def supervise() -> None:
@@ -264,7 +263,9 @@ def _serve_together(
         asyncio.run(supervise())
 
 
-def _grpc_server(door: socket.socket, app: Application, grace_s: int, access: Access) -> GrpcServer:
+def _grpc_server(
+    door: socket.socket, app: Application, grace_s: int, access: Access, settings: ServerSettings
+) -> GrpcServer:
     service, server, guard = map(
         load_target,
         (
@@ -273,5 +274,8 @@ def _grpc_server(door: socket.socket, app: Application, grace_s: int, access: Ac
             "shipline.serve.grpc.guard:Guard",
         ),
     )
-    built: GrpcServer = server(address_of(door), service(app), door, grace_s, guard(access))
+    tls = None
+    if settings.tls_cert and settings.tls_key:
+        tls = Path(settings.tls_cert).read_bytes(), Path(settings.tls_key).read_bytes()
+    built: GrpcServer = server(address_of(door), service(app), door, grace_s, guard(access), tls)
     return built

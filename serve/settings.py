@@ -51,7 +51,8 @@ class ServerSettings:
         admin_without_key: without keys, let anybody who reaches the server load and unload models.
         allowed_hosts: names that requests may ask for in their Host header; '*' is any. By default the loopback's names
             when the server listens there, else any.
-        tls_cert: file of the certificate, and those that vouch for it; makes the address https.
+        tls_cert: file of the certificate, and those that vouch for it; makes the address https,
+            and encrypts gRPC, too.
         tls_key: file of its private key.
         health_port: a second port, without TLS and keys, for health and metrics alone.
         otel: URL of the OpenTelemetry collector that traces are sent to, by OTLP over HTTP; without it, the one in

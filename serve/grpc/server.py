@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 
+import grpc
 import grpc.aio
 
 from shipline.errors import ServingError
@@ -15,6 +16,7 @@ _OPTIONS = {
     "grpc.max_receive_message_length": MAX_BODY_BYTES,
     "grpc.max_send_message_length": -1,  # what a model answers is the operator's choice, not the client's
     "grpc.max_concurrent_streams": 256,  # of one connection; what is more waits at the client
+    "grpc.server_handshake_timeout_ms": 10_000,
     # Clients that vanish are noticed within minutes; those that ping every ten seconds are welcome.
     "grpc.keepalive_time_ms": 60_000,
     "grpc.keepalive_timeout_ms": 20_000,
@@ -32,14 +34,24 @@ class GrpcServer:
         held: the socket that keeps the address until `start`.
         grace_s: how long calls that were accepted may take after `stop`.
         guard: what every call passes first.
+        tls: the certificate's and its key's bytes, for TLS 1.2 and newer; None is no encryption.
     """
 
-    def __init__(self, address: str, service: Service, held: socket.socket, grace_s: float, guard: Guard) -> None:
+    def __init__(
+        self,
+        address: str,
+        service: Service,
+        held: socket.socket,
+        grace_s: float,
+        guard: Guard,
+        tls: tuple[bytes, bytes] | None = None,
+    ) -> None:
         self.address = address
         self._service = service
         self._held = held
         self._grace_s = grace_s
         self._guard = guard
+        self._tls = tls
         self._server: grpc.aio.Server | None = None
 
     async def start(self) -> None:
@@ -55,7 +67,11 @@ class GrpcServer:
         self._server = grpc.aio.server(options=options, interceptors=(self._guard,))
         self._server.add_generic_rpc_handlers((self._service.handlers(),))
         try:
-            self._server.add_insecure_port(self.address)
+            if self._tls is None:
+                self._server.add_insecure_port(self.address)
+            else:
+                certificate, key = self._tls
+                self._server.add_secure_port(self.address, grpc.ssl_server_credentials([(key, certificate)]))
         except RuntimeError as error:
             raise ServingError(f"Cannot listen on {self.address} for gRPC. Choose another port.") from error
         await self._server.start()

@@ -82,7 +82,9 @@ def _add_safety(parser: ArgumentParser, limits: Any) -> None:
         help="Name that requests may ask for in their Host header; '*' is any. May be given several times. By default "
         "the loopback's names when the server listens there, else any.",
     )
-    parser.add_argument("--tls-cert", type=str, help="Certificate (PEM, with those that vouch for it): https.")
+    parser.add_argument(
+        "--tls-cert", type=str, help="Certificate (PEM, with those that vouch for it): https, and TLS for gRPC."
+    )
     parser.add_argument("--tls-key", type=str, help="The certificate's private key (PEM, without a password).")
     parser.add_argument("--health-port", type=int, help="A second port, without TLS and keys, for health and metrics.")
     parser.add_argument(

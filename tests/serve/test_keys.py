@@ -363,11 +363,6 @@ def grpc_code(server: BackgroundServer, name: str, *metadata: tuple[str, str]) -
     return grpc.StatusCode.OK
 
 
-def test_tls_beside_the_other_protocol_is_a_mistake() -> None:
-    with pytest.raises(ConfigError, match="gRPC is not encrypted here"):
-        Serving("nowhere", port=0, grpc_port=0, settings=ServerSettings(tls_cert="a", tls_key="b"))
-
-
 # --- hosts ------------------------------------------------------------------------------------------------------------
 
 

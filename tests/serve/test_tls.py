@@ -1,4 +1,4 @@
-"""https: a certificate and its key, from TLS 1.2 on, and what is wrong with other files."""
+"""https, and gRPC over TLS: a certificate and its key, from TLS 1.2 on, and what is wrong with other files."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,7 @@ def server(repository: str, files: Files) -> Iterator[BackgroundServer]:
     settings = ServerSettings(tls_cert=str(files.cert), tls_key=str(files.key), limits=limits)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(listening, "SWEEP_S", 0.05)
-        with BackgroundServer(repository, settings=settings) as server:
+        with BackgroundServer(repository, grpc_port=0, settings=settings) as server:
             yield server
 
 
@@ -90,6 +91,30 @@ def test_it_answers_over_https(server: BackgroundServer, files: Files) -> None:
     check_answers(server.url, files)
     with pytest.raises(httpx.ConnectError, match="CERTIFICATE_VERIFY_FAILED"):
         httpx.get(f"{server.url}/v2", verify=ssl.create_default_context())
+
+
+TRITON = """
+import sys, numpy, tritonclient.grpc as triton
+address, root, secure = sys.argv[1], sys.argv[2], sys.argv[3] == "secure"
+x = triton.InferInput("x", [1, 4], "FP32")
+x.set_data_from_numpy(numpy.ones((1, 4), numpy.float32))
+with triton.InferenceServerClient(address, ssl=secure, root_certificates=root if secure else None) as client:
+    try:
+        print(client.infer("linear", [x], client_timeout=10).as_numpy("y").shape)
+    except triton.InferenceServerException as error:
+        print(error.status())
+"""
+
+
+@pytest.mark.parametrize(("how", "said"), [("secure", "(1, 3)"), ("plain", "StatusCode.UNAVAILABLE")])
+def test_grpc_is_encrypted_with_the_same_certificate(
+    server: BackgroundServer, files: Files, how: str, said: str
+) -> None:
+    """Triton's own client over TLS; and nobody who speaks without."""
+    command = [sys.executable, "-c", TRITON, str(server.grpc_address), str(files.cert), how]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == said, done.stderr
+    check_answers(server.url, files)
 
 
 def dial(server: BackgroundServer) -> socket.socket:

@@ -82,6 +82,12 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "ddp_find_unused_parameters_true": "shipline.train.strategies.ddp:DdpFindUnusedParameters",
         "single_device": "shipline.train.strategies.base:Strategy",
     },
+    "environment": {  # in the order in which they are looked for
+        "torchrun": "shipline.train.environments.torchrun:TorchElasticEnvironment",
+        "kubernetes": "shipline.train.environments.kubernetes:KubernetesEnvironment",
+        "mpi": "shipline.train.environments.mpi:MPIEnvironment",
+        "slurm": "shipline.train.environments.slurm:SLURMEnvironment",
+    },
     "logger": {
         "csv": "shipline.train.loggers.csv_logs:CSVLogger",
         "mlflow": "shipline.train.loggers.mlflow:MLFlowLogger",

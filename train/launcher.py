@@ -13,22 +13,20 @@ import secrets
 import sys
 import tempfile
 from collections.abc import Iterator
-from itertools import zip_longest
 from typing import Any
 
 import safetensors.torch
-import torch
 
 from shipline.errors import ConfigError, MissingExtraError, ShiplineError, TrainingError
-from shipline.train import loops
 from shipline.train.accelerators import pick_accelerator
 from shipline.train.checkpoints.weights import dump_weights
 from shipline.train.data import DataModule
 from shipline.train.lightning import attach
-from shipline.train.seed import current_seed, seed_everything
+from shipline.train.seed import current_seed
 from shipline.train.stage import Work
 from shipline.train.strategies import pick_strategy
 from shipline.train.trainer import Trainer
+from shipline.train.worker import named, run_worker
 
 try:
     import ray
@@ -141,12 +139,7 @@ def _work(config: dict[str, Any]) -> bytes | None:
     sys.path.extend(entry for entry in config["path"] if entry not in sys.path)
     trainer, module, data, stage, options = ray.cloudpickle.loads(config["payload"])
     strategy = pick_strategy(trainer.strategy_setting, trainer.workers)
-    if config["seed"] is not None:
-        seed_everything(config["seed"])
-        torch.manual_seed(config["seed"] + strategy.rank)  # dropout and augmentation differ between workers
-    found = loops.run(trainer, stage, module, data, strategy, **options)
-    if stage == "predict":
-        found = _in_order(strategy.gather(found))
+    found = run_worker(trainer, stage, module, data, strategy, config["seed"], **options)
     if strategy.rank:
         return None
     returned: dict[str, Any] = {"found": found, "callbacks": trainer.callbacks, "lineage": trainer.lineage}
@@ -157,18 +150,6 @@ def _work(config: dict[str, Any]) -> bytes | None:
 
 
 _STATE = ("reduced_metrics", "logged_metrics", "epoch_progress", "progress", "should_stop")
-
-
-def _in_order(everybody: list[list[list[Any]]]) -> list[list[Any]]:
-    """Predictions of all workers as one would have made them: batch by batch, of which each had every n-th."""
-    loaders = zip(*everybody, strict=True)
-    return [
-        [batch for row in zip_longest(*shares, fillvalue=_NONE) for batch in row if batch is not _NONE]
-        for shares in loaders
-    ]
-
-
-_NONE = object()
 
 
 def _take_back(trainer: Trainer, module: Any, stage: Work, data: bytes) -> Any:
@@ -195,9 +176,7 @@ def _first_cause(error: TrainingFailedError, workers: int) -> ShiplineError:
     # One worker's error makes the others fail in their collectives: theirs is an echo.
     rank, cause = min(error.worker_failures.items(), key=lambda item: (_is_echo(item[1]), item[0]))
     cause = getattr(cause, "_base_exc", cause)
-    if isinstance(cause, ShiplineError):
-        return cause
-    return TrainingError(f"Worker {rank} of {workers} failed: {type(cause).__name__}: {cause}")
+    return named(cause, rank, workers)
 
 
 def _is_echo(error: Exception) -> bool:

@@ -27,7 +27,7 @@ from shipline.train.records import Background, Code, Records
 from shipline.train.seed import rng_state
 from shipline.train.settings import Settings
 from shipline.train.signals import Signals, ending
-from shipline.train.strategies import Strategy
+from shipline.train.strategies import Strategy, waiting
 from shipline.train.view import State, TrainerView
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ class Runtime(Settings, TrainerView):
     def reset(self) -> None:
         """Forget the run before."""
         self.strategy: Strategy = Strategy()
+        if (group := self.started_by) is not None:  # until they meet, each knows at least its place
+            self.strategy = waiting(group)
         self.device = torch.device("cpu")
         self.metrics = MetricLog()
         self.reduced_metrics: dict[str, torch.Tensor] = {}

@@ -21,16 +21,25 @@ from shipline.train.callbacks import (
     Timer,
 )
 from shipline.train.compiling import check_compile
+from shipline.train.environments import ClusterEnvironment, pick_environment
 from shipline.train.hooks import monitors
 from shipline.train.lightning import as_callback, as_logger
 from shipline.train.loggers import CSVLogger, Logger
 from shipline.train.loops.optimization import ClipAlgorithm
 from shipline.train.options.configurable import Configurable
+from shipline.train.options.counts import place_of, workers_of
 from shipline.train.options.duration import Duration, seconds_of
-from shipline.train.options.plugged import made, own_precision, precision_name, profiler_of, strategy_setting
+from shipline.train.options.plugged import (
+    made,
+    own_environment,
+    own_precision,
+    precision_name,
+    profiler_of,
+    strategy_setting,
+)
 from shipline.train.precision import Precision
 from shipline.train.profilers import Profiler
-from shipline.train.strategies import Strategy
+from shipline.train.strategies import Strategy, joins
 
 DEFAULT_MAX_EPOCHS = 1000
 #: A number of batches, or a share of them; both, since the command line tells 1 from 1.0 by them.
@@ -47,7 +56,7 @@ class Settings(Configurable):
         devices: workers on each machine; "auto" is one, or what `workers` says.
         num_nodes: machines.
         workers: processes that train together; default: `devices` times `num_nodes`. One runs here; more run as Ray
-            actors.
+            actors. Started by torchrun, SLURM, MPI or Kubernetes, the process joins the others that these have started.
         precision: "64-true", "32-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed" or "fp8"; 64, 32, 16, "bf16".
         logger: where metrics go: "csv", "tensorboard", "mlflow", "wandb", a Logger, or several of them; True is a CSV
             file in the run's directory, False is nowhere.
@@ -81,7 +90,7 @@ class Settings(Configurable):
         profiler: "simple", "advanced", "pytorch", "memory", or a Profiler.
         detect_anomaly: let autograd say which operation gave a NaN; slow.
         barebones: leave out all that costs time: logging, checkpoints, progress, summary, sanity check.
-        plugins: a Precision of the user's own.
+        plugins: a Precision or a ClusterEnvironment of the user's own, or both.
         sync_batchnorm: take the statistics of batch norm over all workers.
         reload_dataloaders_every_n_epochs: ask for the loaders again every n epochs; 0: never.
         default_root_dir: URL below which runs keep their files; default: `runs`.
@@ -130,7 +139,7 @@ class Settings(Configurable):
         profiler: Profiler | str | None = None,
         detect_anomaly: bool = False,
         barebones: bool = False,
-        plugins: Precision | Sequence[Precision] | None = None,
+        plugins: Precision | ClusterEnvironment | Sequence[Precision | ClusterEnvironment] | None = None,
         sync_batchnorm: bool = False,
         reload_dataloaders_every_n_epochs: int = 0,
         default_root_dir: str | None = None,
@@ -139,8 +148,14 @@ class Settings(Configurable):
         enable_autolog_hparams: bool = True,
     ) -> None:
         on = not barebones
+        #: A Strategy, or the name of one; what runs is `strategy`.
+        self.strategy_setting = strategy_setting(strategy)
+        #: What has started this process together with others, or with a queue; None: nobody has.
+        self.environment = pick_environment(own_environment(plugins))
         self.num_nodes = num_nodes
-        self.workers = _workers(workers, devices, num_nodes)
+        self.workers = workers_of(workers, devices, num_nodes)
+        if (group := self.started_by) is not None:
+            self.workers, self.num_nodes = place_of(group, workers, devices, num_nodes)
         self.fast_dev_run = fast_dev_run
         self.max_epochs = max_epochs
         self.min_epochs = min_epochs or 0
@@ -185,8 +200,6 @@ class Settings(Configurable):
                 profiler=profiler,
             )  # fmt: skip
         self._accelerator = accelerator
-        #: A Strategy, or the name of one; what runs is `strategy`.
-        self.strategy_setting = strategy_setting(strategy)
         #: The numbers of the devices to compute on; None: as many as there are workers.
         self.device_numbers = None if isinstance(devices, str | int) else list(devices)
         #: A Precision of the user's own; what runs is `precision_plugin`.
@@ -211,6 +224,12 @@ class Settings(Configurable):
 
     def reset(self) -> None:
         """Forget the run before."""
+
+    @property
+    def started_by(self) -> ClusterEnvironment | None:
+        """What has started this process together with those that it trains with; None where it trains alone."""
+        found = self.environment
+        return found if found is not None and found.world_size() > 1 and joins(self.strategy_setting) else None
 
     def _try_only(self, batches: int) -> None:
         """Take a few batches of everything and keep nothing."""
@@ -289,28 +308,6 @@ def _check_barebones(**given: Any) -> None:
     for name, value in given.items():
         if value:
             raise ConfigError(f"Trainer has barebones=True, which leaves out {name}; got {name}={value!r}.")
-
-
-def _workers(workers: int | None, devices: int | str | Sequence[int], num_nodes: int) -> int:
-    if isinstance(devices, str):
-        text = devices.strip()
-        if text not in ("auto", "-1") and not text.isdecimal():
-            raise ConfigError(f"Trainer has devices={devices!r}; set a number of workers for each machine, or 'auto'.")
-        each = int(text) if text.isdecimal() else None
-    elif isinstance(devices, Sequence):
-        each = len(devices)
-    else:
-        each = None if devices == -1 else devices
-    if each is None:
-        return num_nodes if workers is None else workers
-    if isinstance(each, bool) or each < 1:
-        raise ConfigError(f"Trainer has devices={devices!r}; set a number of workers for each machine, or 'auto'.")
-    if workers is not None and workers != each * num_nodes:
-        raise ConfigError(
-            f"Trainer has workers={workers}, and devices={devices!r} on num_nodes={num_nodes}, which makes "
-            f"{each * num_nodes}: set one of them."
-        )
-    return each * num_nodes
 
 
 def _loggers(given: bool | str | Logger | Iterable[str | Logger]) -> list[Logger]:

@@ -13,10 +13,11 @@ from shipline.checkpoint import Checkpoint
 from shipline.errors import ConfigError, TrainingError
 from shipline.lineage import Lineage, publishable
 from shipline.store import absolute, join, open_store
-from shipline.train import checkpoints, loops
+from shipline.train import checkpoints, distributed, loops
 from shipline.train.accelerators import pick_accelerator
 from shipline.train.compiling import compiled_as
 from shipline.train.data.adopt import as_data
+from shipline.train.distributed import first_does
 from shipline.train.lightning import as_module, attach, tell
 from shipline.train.options.described import Description, described
 from shipline.train.records import Background, Code
@@ -25,10 +26,12 @@ from shipline.train.run import Run, RunDirectory
 from shipline.train.runtime import Runtime
 from shipline.train.seed import current_seed
 from shipline.train.settings import with_callbacks
-from shipline.train.strategies import pick_strategy
+from shipline.train.strategies import pick_strategy, waiting
+from shipline.train.worker import named, run_worker
 
 if TYPE_CHECKING:
     from shipline.train.data import DataModule
+    from shipline.train.environments import ClusterEnvironment
     from shipline.train.module import Module
     from shipline.train.plain import Loop
     from shipline.train.stage import Work
@@ -196,6 +199,8 @@ class Trainer(Runtime):
             tell(self.callbacks)
 
     def _run(self, stage: Work, module: Any, data: DataModule | None, **options: Any) -> Any:
+        if (group := self.started_by) is not None:
+            return self._run_joined(group, stage, module, data, **options)
         if self.workers > 1:
             if self.compiled_as is not None:
                 raise ConfigError(
@@ -207,6 +212,28 @@ class Trainer(Runtime):
             return launch(self, module, data, stage, **options)
         strategy = pick_strategy(self.strategy_setting, self.workers)
         return loops.run(self, stage, module, data, strategy, **options)
+
+    def _run_joined(
+        self, group: ClusterEnvironment, stage: Work, module: Any, data: DataModule | None, **options: Any
+    ) -> Any:
+        """Run a stage as one of the workers that were started together."""
+        self._join()
+        try:
+            strategy = pick_strategy(self.strategy_setting, self.workers)
+            return run_worker(self, stage, module, data, strategy, current_seed(), **options)
+        except Exception as error:
+            rank = self.global_rank
+            distributed.leave()  # the others must not wait for this one
+            self.strategy = waiting(group)
+            explained = named(error, rank, self.workers)
+            if explained is error:
+                raise
+            raise explained from error
+
+    def _join(self) -> None:
+        """Meet the workers that were started with this one, if there are any."""
+        if (group := self.started_by) is not None:
+            distributed.join(group, pick_accelerator(self._accelerator).device(group.local_rank()))
 
     def _launch_run(self, stage: Work, what: Any, data: DataModule | None, resume: Checkpoint | None) -> Any:
         """Run what has a directory, and see that its records say so if it ends before they begin."""
@@ -223,6 +250,7 @@ class Trainer(Runtime):
         Its settings are those of the command line, or those of this trainer and of its `parts`: module and data.
         """
         pick_accelerator(self._accelerator)  # before anything is written
+        self._join()
         self.reset()
         name = self.name or name
         resume = self._find_checkpoint(ckpt_path, name)
@@ -231,7 +259,8 @@ class Trainer(Runtime):
         self.code = Background(partial(Code.found, _directory_of(what), self._own_directory()))
         content = publishable(self.description.content)
         self.lineage = Lineage(config=content, seed=current_seed(), world_size=self.workers)
-        self.run_directory = self._open_run(f"{what.__module__}.{what.__qualname__}", name, resume)
+        opened = partial(self._open_run, f"{what.__module__}.{what.__qualname__}", name, resume)
+        self.run_directory = opened() if self.started_by is None else first_does(opened)
         return resume
 
     def _find_checkpoint(self, ckpt_path: str | None, name: str) -> Checkpoint | None:

@@ -10,7 +10,7 @@ from shipline.plugins import BUILT_IN, load
 
 PLURALS = {
     "accelerator": "accelerators", "backend": "backends", "callback": "callbacks", "converter": "converters",
-    "logger": "loggers",
+    "environment": "environments", "logger": "loggers",
     "pass": "passes", "precision": "precisions", "profiler": "profilers", "step": "steps", "strategy": "strategies",
 }  # fmt: skip
 

@@ -77,7 +77,8 @@ def evaluation() -> list[Any]:
         module, trainer = Counting(), bare_trainer(max_epochs=1)
         fit(trainer, module, train_loader(64), val_loader(size, 4))
         together = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        found.append((together, bare_trainer().validate(module, val_loader(size, 4))[0]))
+        alone = bare_trainer(strategy="single_device").validate(module, val_loader(size, 4))[0]
+        found.append((together, alone))
     return found
 
 

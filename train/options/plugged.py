@@ -6,6 +6,7 @@ from typing import Any
 
 from shipline.errors import ConfigError, nearest, unknown_name
 from shipline.plugins import known, load
+from shipline.train.environments import ClusterEnvironment
 from shipline.train.precision import Precision
 from shipline.train.profilers import PassThroughProfiler, Profiler
 from shipline.train.strategies import Strategy
@@ -30,15 +31,30 @@ def precision_name(precision: int | str | None) -> str:
 
 def own_precision(plugins: Any, precision: int | str | None) -> Precision | None:
     """Return the Precision among `plugins`; ConfigError where something else is, or two precisions are set."""
-    own = list(plugins) if isinstance(plugins, list | tuple) else [] if plugins is None else [plugins]
+    own = [plugin for plugin in _several(plugins) if not isinstance(plugin, ClusterEnvironment)]
     for plugin in own:
         if not isinstance(plugin, Precision):
-            raise ConfigError(f"plugins has a {type(plugin).__name__}, which is no shipline.train.precision.Precision.")
+            raise ConfigError(
+                f"plugins has a {type(plugin).__name__}, which is neither a shipline.train.precision.Precision nor a "
+                "shipline.train.environments.ClusterEnvironment."
+            )
     if len(own) > 1 or (own and precision is not None):
         raise ConfigError(
             f"Trainer has plugins={own!r} and precision={precision!r}: a run computes in one precision, so set one."
         )
     return own[0] if own else None
+
+
+def own_environment(plugins: Any) -> ClusterEnvironment | None:
+    """Return the ClusterEnvironment among `plugins`; ConfigError where there are two."""
+    own = [plugin for plugin in _several(plugins) if isinstance(plugin, ClusterEnvironment)]
+    if len(own) > 1:
+        raise ConfigError(f"Trainer has plugins={own!r}: a process is started by one environment, so give one.")
+    return own[0] if own else None
+
+
+def _several(plugins: Any) -> list[Any]:
+    return list(plugins) if isinstance(plugins, list | tuple) else [] if plugins is None else [plugins]
 
 
 def strategy_setting(given: str | Strategy) -> str | Strategy:

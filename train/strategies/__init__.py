@@ -2,10 +2,20 @@
 
 from shipline.train.strategies.base import Step, Strategy, step_of
 from shipline.train.strategies.ddp import Ddp
-from shipline.train.strategies.pick import pick_strategy
+from shipline.train.strategies.pick import joins, pick_strategy, waiting
 
 # Lightning's names.
 DDPStrategy = Ddp
 SingleDeviceStrategy = Strategy
 
-__all__ = ["DDPStrategy", "Ddp", "SingleDeviceStrategy", "Step", "Strategy", "pick_strategy", "step_of"]
+__all__ = [
+    "DDPStrategy",
+    "Ddp",
+    "SingleDeviceStrategy",
+    "Step",
+    "Strategy",
+    "joins",
+    "pick_strategy",
+    "step_of",
+    "waiting",
+]

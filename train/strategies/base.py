@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from shipline.errors import ConfigError, nearest
+from shipline.errors import ConfigError
 from shipline.store import absolute, open_store
 from shipline.store.commit import discard
 from shipline.store.urls import split
+from shipline.train.distributed.collectives import operation
 
 if TYPE_CHECKING:
     from shipline.train.module import Module
@@ -92,24 +93,6 @@ class Strategy:
         if self.is_global_zero:
             parent, name = split(absolute(filepath))
             discard(open_store(parent), name)
-
-
-_OPERATIONS = ("mean", "sum", "min", "max", "product")
-
-
-def operation(reduce_op: Any) -> str:
-    """Return the name of what `reduce` is to do, which is given by its name, or as torch's ReduceOp.
-
-    Raises:
-        ConfigError: it is none that there is.
-    """
-    name = str(reduce_op).lower().rpartition(".")[2]
-    name = "mean" if name == "avg" else name
-    if name not in _OPERATIONS:
-        raise ConfigError(
-            f"reduce has reduce_op={reduce_op!r}.{nearest(name, _OPERATIONS)} Known: {', '.join(_OPERATIONS)}."
-        )
-    return name
 
 
 def step_of(module: nn.Module, name: str, arguments: int = 2) -> Callable[..., Any]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from shipline.train.strategies.base import Strategy, operation
+from shipline.train.distributed import collectives, environment
+from shipline.train.strategies.base import Strategy
 
 
 class Joined(Strategy):
@@ -28,23 +28,27 @@ class Joined(Strategy):
 
     @property
     def local_rank(self) -> int:  # type: ignore[override]
-        """The number of this worker on its machine, which who started it says: Ray, torchrun."""
-        return int(os.environ.get("LOCAL_RANK", "0"))
+        """The number of this worker on its machine, which who started it says: Ray, torchrun, SLURM and others."""
+        found = environment()
+        return 0 if found is None else found.local_rank()
 
     @property
     def node_rank(self) -> int:  # type: ignore[override]
         """The number of this machine, which who started the worker says."""
-        return int(os.environ.get("NODE_RANK", os.environ.get("GROUP_RANK", "0")))
+        found = environment()
+        return 0 if found is None else found.node_rank()
 
     def barrier(self, name: str | None = None) -> None:
         """Wait for all workers."""
-        dist.barrier()
+        collectives.barrier()
 
     def gather(self, value: Any) -> list[Any]:
         """Return every worker's `value`, in order of rank."""
-        values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
-        return values
+        return collectives.gather_objects(value)
+
+    def broadcast(self, obj: Any, src: int = 0) -> Any:
+        """Return worker `src`'s `obj`."""
+        return collectives.broadcast_object(obj, src)
 
     def all_gather(self, tensor: torch.Tensor, group: Any = None, sync_grads: bool = False) -> torch.Tensor:
         """Return every worker's tensor, stacked."""
@@ -52,21 +56,11 @@ class Joined(Strategy):
             from torch.distributed.nn.functional import all_gather
 
             return torch.stack(list(all_gather(tensor, group or dist.group.WORLD)))  # type: ignore[no-untyped-call]
-        gathered = [torch.empty_like(tensor) for _ in range(dist.get_world_size(group))]
-        dist.all_gather(gathered, tensor.contiguous(), group=group)
-        return torch.stack(gathered)
+        return collectives.all_gather(tensor, group)
 
     def reduce(self, tensor: Any, group: Any = None, reduce_op: Any = "mean") -> Any:
-        """Return the mean, the sum, the product, the least or the greatest over all workers; a new tensor."""
-        name = operation(reduce_op)
-        if not isinstance(tensor, torch.Tensor):
-            return tensor
-        total = tensor.clone()
-        dist.all_reduce(total, _OPERATIONS[name], group=group)
-        return total / dist.get_world_size(group) if name == "mean" else total
+        """Return the mean, the sum, the product, the least or the greatest over all workers; a new tensor.
 
-
-_OPERATIONS = {
-    "mean": dist.ReduceOp.SUM, "sum": dist.ReduceOp.SUM, "product": dist.ReduceOp.PRODUCT,
-    "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX,
-}  # fmt: skip
+        The workers' tensors are taken to be of one form: what checks that is `shipline.train.distributed.reduce`.
+        """
+        return collectives.reduce(tensor, reduce_op, group, check=False)

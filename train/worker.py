@@ -1,0 +1,43 @@
+"""One of several workers: its share of a stage, whoever started it."""
+
+from __future__ import annotations
+
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
+
+from shipline.errors import ShiplineError, TrainingError
+from shipline.train import loops
+from shipline.train.distributed import seed_worker
+
+if TYPE_CHECKING:
+    from shipline.train.stage import Work
+    from shipline.train.strategies import Strategy
+    from shipline.train.trainer import Trainer
+
+
+def run_worker(
+    trainer: Trainer, stage: Work, module: Any, data: Any, strategy: Strategy, seed: int | None, **options: Any
+) -> Any:
+    """Run a stage as one of the workers of a group; predictions are those of all, in order."""
+    seed_worker(seed, strategy.rank)
+    found = loops.run(trainer, stage, module, data, strategy, **options)
+    return _in_order(strategy.gather(found)) if stage == "predict" else found
+
+
+def named(error: Exception, rank: int, workers: int) -> ShiplineError:
+    """Return what a worker raised, if it is one of our errors, or one that names worker and cause."""
+    if isinstance(error, ShiplineError):
+        return error
+    return TrainingError(f"Worker {rank} of {workers} failed: {type(error).__name__}: {error}")
+
+
+def _in_order(everybody: list[list[list[Any]]]) -> list[list[Any]]:
+    """Predictions of all workers as one would have made them: batch by batch, of which each had every n-th."""
+    loaders = zip(*everybody, strict=True)
+    return [
+        [batch for row in zip_longest(*shares, fillvalue=_NONE) for batch in row if batch is not _NONE]
+        for shares in loaders
+    ]
+
+
+_NONE = object()

@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+# How many processes share the tests.
+JOBS ?= 2
 
 .PHONY: demo test check bench soak clean constraints proto
 
@@ -9,7 +11,7 @@ demo: $(READY)
 	$(BIN)/python examples/digits/demo.py
 
 test: $(READY)
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -25,6 +25,8 @@ os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / "torchinductor_tests"))
+# For torch, here and in what is started: small matrices on busy cores are several times slower with two threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # What searches remember must not come from, nor get to, those who work here.
 _CACHE = tempfile.TemporaryDirectory(prefix="shipline-tests-cache-")  # gone when the interpreter ends
 os.environ["SHIPLINE_CACHE_DIR"] = _CACHE.name
@@ -35,6 +37,15 @@ settings.register_profile("explore", max_examples=1000, deadline=None)
 settings.load_profile("same")
 
 _SESSION_PROCESSES: set[int] = set()
+#: The folders with the longest tests, which several processes begin with, so that they end together.
+LONGEST = ("e2e", "faults", "export")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The longest tests first, where several processes share them."""
+    if hasattr(config, "workerinput"):
+        folders = {folder: number for number, folder in enumerate(LONGEST)}
+        items.sort(key=lambda item: folders.get(item.path.parent.name, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")

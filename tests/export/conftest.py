@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,6 +37,16 @@ def quick_search(monkeypatch: pytest.MonkeyPatch) -> None:
 def looked_at(source: Source) -> Trained:
     """What is known of the trained digits."""
     return look_at(source, sl.Recipe(precision="auto"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def operators_read_once() -> Iterator[None]:
+    """torch parses the source of its 500 operators of ONNX anew for every graph: half of the time that one takes."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
+        yield
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from shipline.serve.errors import RequestError, bad, overloaded
-from shipline.serve.http.cycle import taking_whole, whole
+from shipline.serve.http.cycle import forget, taking_whole, whole
 from shipline.serve.http.direct import Direct, usual
 from shipline.serve.http.endpoints import error_answer
 from shipline.serve.http.gate import HEALTH, App, only
@@ -87,6 +87,7 @@ class Connection(HttpToolsProtocol):
         self._crowded = False
         self._unread_since: float | None = None
         self._closing_since: float | None = None
+        self._answered: Any = None  # the cycle that is being answered, which others may have come behind
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take the connection; make room for it, or let it ask for health alone."""
@@ -173,6 +174,8 @@ class Connection(HttpToolsProtocol):
         if self._begin_direct():
             return
         super().on_headers_complete()
+        if len(self.pipeline) < self._limits.pipelined:
+            self.flow.resume_reading()  # uvicorn would not hear that the client is gone
         taking_whole(self.cycle)  # uvicorn makes its own kind, and its task has not begun
         self._awaited = _BODY
         if self._crowded:
@@ -191,7 +194,7 @@ class Connection(HttpToolsProtocol):
         if found is None:
             return False
         endpoint, headers = found
-        self.cycle = Direct(endpoint, headers, self.client, self)
+        self.cycle = self._answered = Direct(endpoint, headers, self.client, self)
         self._awaited = _BODY
         return True
 
@@ -203,6 +206,10 @@ class Connection(HttpToolsProtocol):
             "http_version": self.parser.get_http_version(),
             "client": self.client,
         }
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_body(self, body: bytes) -> None:
         """Take a part of the body."""
@@ -223,8 +230,14 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The client is gone, or we are done with it."""
         super().connection_lost(exc)
-        if type(self.cycle) is Direct and not self.cycle.response_complete:
-            self.cycle.cancel()
+        self.pipeline.clear()
+        answered = self._answered
+        if answered is None or answered.response_complete:
+            return
+        if type(answered) is Direct:
+            answered.cancel()
+        else:
+            forget(answered)
 
     def on_response_complete(self) -> None:
         """Go on with the next request, or wait for one."""

@@ -15,6 +15,9 @@ WHOLE = "shipline.response.whole"
 _EXTENSIONS: dict[str, dict[object, object]] = {WHOLE: {}}
 
 
+# Where an application puts its task into the scope, which is cancelled when nobody is there to be answered any more.
+TASK, GONE = "shipline.task", "shipline.gone"
+
 CLOSE = (b"connection", b"close")
 
 
@@ -55,6 +58,17 @@ class Cycle(RequestResponseCycle):
         if not self.keep_alive:
             self.transport.close()
         self.on_response()
+
+
+def forget(cycle: RequestResponseCycle) -> None:
+    """End what a cycle is being answered by: its client is gone."""
+    cycle.disconnected = True
+    cycle.message_event.set()
+    scope: dict[str, Any] = cycle.scope  # type: ignore[assignment]
+    task = scope.get(TASK)
+    if task is not None:
+        scope[GONE] = True
+        task.cancel()
 
 
 def taking_whole(cycle: RequestResponseCycle) -> None:

@@ -17,6 +17,7 @@ from shipline.backends.base import Arrays
 from shipline.serve.errors import RequestError, bad
 from shipline.serve.http import body as bodies
 from shipline.serve.http.body import BINARY, JSON, RawHeaders, Receive, Scope, Send, read_body, respond
+from shipline.serve.http.cycle import GONE, TASK
 from shipline.serve.http.infer import InferRequest, infer_response, parse_infer
 from shipline.serve.jobs import Job, Terms
 from shipline.serve.model import ServedModel
@@ -75,6 +76,7 @@ class PredictionEndpoint(ABC):
             self._model.check_room()
             if encoding is not None:
                 body = await off_loop(len(body), OFF_LOOP_PACKED_BYTES, bodies.unpacked, body, encoding)
+            scope[TASK] = asyncio.current_task()
             answer, extra = await self.answer(body, headers, Terms(client=scope["client"], trace=trace))
             if b"accept-encoding" in headers:
                 answer, extra = await _packed(answer, extra, headers)
@@ -82,10 +84,13 @@ class PredictionEndpoint(ABC):
                 extra = [*extra, (b"x-request-id", request_id(headers).encode())]
         except Exception as error:
             status, answer, extra = failed(error, headers, self._model.name)
-        except asyncio.CancelledError:  # the server is ended
+        except asyncio.CancelledError:
+            self._model.metrics.answered(self.name, CANCELLED, time.perf_counter() - began)
             if trace is not None:
                 trace.end(CANCELLED, CANCELLED)
-            raise
+            if GONE in scope:
+                return
+            raise  # the server is ended
         self._model.metrics.answered(self.name, status, time.perf_counter() - began)
         if trace is not None:
             trace.end(status, status, dict(extra).get(b"x-request-id", b"").decode())

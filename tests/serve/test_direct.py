@@ -155,7 +155,14 @@ def test_a_body_in_pieces_is_one(server: BackgroundServer, taken: list[bool]) ->
     assert taken == [True]
 
 
-def test_a_client_that_goes_leaves_its_batch_and_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("headers", "behind"),
+    [((), 0), ((), 3), (("X-Request-Id: a",), 0), (("X-Request-Id: a",), 3)],
+    ids=["short way", "short way, others behind it", "long way", "long way, others behind it"],
+)
+def test_a_client_that_goes_leaves_its_batch_and_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, headers: tuple[str, ...], behind: int
+) -> None:
     with gated_server(tmp_path, monkeypatch) as gated:
         gated.ask(0.0)
         gated.close_gate()
@@ -163,7 +170,9 @@ def test_a_client_that_goes_leaves_its_batch_and_its_place(tmp_path: Path, monke
         held = [connect(gated.url) for _ in range(3)]
         for number, connection in enumerate(held):
             body = json.dumps(gated.body(float(number + 1))).encode()
-            connection.sendall(post(path, body))
+            connection.sendall(post(path, body, *headers))
+            if number == 1:
+                connection.sendall(post(path, body) * behind)
             if not number:
                 assert gated.backend.entered.wait(30)
         batcher = gated.batcher
@@ -175,6 +184,7 @@ def test_a_client_that_goes_leaves_its_batch_and_its_place(tmp_path: Path, monke
             assert json.loads(receive(held[number]).content)["outputs"][0]["data"] == [number + 1]
             held[number].close()
         assert [batch["x"][:, 0].tolist() for batch in gated.backend.batches[-2:]] == [[1], [3]]
+        wait_until(lambda: gated.model._users == 0)  # nor does it keep the model
 
 
 def test_a_server_that_stops_answers_what_it_took_and_closes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

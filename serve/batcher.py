@@ -91,6 +91,8 @@ class Batcher:
         self._row_s = 0.0  # that a row has taken lately, in one of so many threads
         self._sweep: asyncio.TimerHandle | None = None
         self._empty = asyncio.Event()
+        self._ended = time.perf_counter()  # the last batch
+        self._watched: asyncio.Event | None = None  # set when the next one does
         self.hung = 0
 
     async def submit(self, inputs: Arrays, rows: int, terms: Terms | None = None) -> Arrays:
@@ -132,6 +134,25 @@ class Batcher:
             else:
                 loop.call_soon(self._next, loop)
         return job
+
+    async def responds(self, row: Arrays, recent_s: float, limit_s: float) -> bool:
+        """Return whether batches end: one has within `recent_s`, or one does in time.
+
+        Where nobody waits, this row does, which is counted nowhere. One caller at a time.
+        """
+        if time.perf_counter() - self._ended < recent_s:
+            return True
+        self._watched = asyncio.Event()
+        canary = None if self._waiting or self._running else self.begin(row, 1, CANARY)
+        try:
+            await asyncio.wait_for(self._watched.wait(), limit_s)
+        except TimeoutError:
+            return False
+        finally:
+            self._watched = None
+            if canary is not None:
+                self.forget(canary)
+        return True
 
     def check_room(self, rows: int = 1, size: int = 0) -> None:
         """Raise RequestError 503 where so much more may not wait: it would not fit, or not be served soon."""
@@ -183,16 +204,18 @@ class Batcher:
             return
         self._running.discard(batch)
         for job, outcome in zip(batch.jobs, outcomes, strict=True):
-            if job.future.done():
+            if job.future.done() or job.terms is CANARY:
                 continue
             if isinstance(outcome, Exception):
                 job.future.set_exception(outcome)
             else:
                 job.future.set_result(outcome)
         now = time.perf_counter()
+        self._ended = now
         took, rows = now - batch.began, sum(job.rows for job in batch.jobs)
         self._row_s += _LATELY * (took / rows - self._row_s)
-        self._stats.batch(rows, batch.began - batch.jobs[0].queued_at, took)
+        if self._watched is None or not self._is_canary(batch):
+            self._stats.batch(rows, batch.began - batch.jobs[0].queued_at, took)
         if self._traced is not None:
             self._traced(batch.jobs, batch.began, now)
         if self._waiting:
@@ -200,6 +223,12 @@ class Batcher:
             loop.call_soon(self._next, loop)
         else:
             self._rest()
+
+    def _is_canary(self, batch: Batch) -> bool:
+        """Tell whoever watches that a batch has ended; return whether it was only for him."""
+        assert self._watched is not None
+        self._watched.set()
+        return all(job.terms is CANARY for job in batch.jobs)
 
     def _rest(self) -> None:
         self._free += 1
@@ -245,6 +274,7 @@ class Batcher:
 
 
 _USUAL = Terms()
+CANARY = Terms(client="canary")
 
 
 def execute(run: Run, jobs: list[Job]) -> list[Outcome]:

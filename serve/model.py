@@ -26,6 +26,9 @@ QUEUED_BATCHES = 64
 INLINE_S = 5e-4
 # What the event loop does for one request; a backend that takes less for it is not what keeps others waiting.
 REQUEST_S = 5e-5
+# A model whose last batch ended longer ago is asked for a row when somebody wants to know whether it lives; and so long
+# it may take, or as much longer than its largest batch took.
+RECENT_S, ALIVE_S, TIMES = 5.0, 4.0, 5.0
 
 
 class ServedModel:
@@ -49,7 +52,10 @@ class ServedModel:
         self._users, self._unused = 0, asyncio.Event()
         settings = manifest.serving
         self.batch_size = min(settings.preferred_batch_size or settings.max_batch_size, settings.max_batch_size)
-        threads = threads_for(_batch_seconds(backend, example.inputs, settings.max_batch_size), settings)
+        batch_s = _batch_seconds(backend, example.inputs, settings.max_batch_size)
+        self._alive_s = max(ALIVE_S, TIMES * batch_s)
+        self._canary: asyncio.Task[bool] | None = None
+        threads = threads_for(batch_s, settings)
         if isinstance(backend, IsolatedBackend):
             threads = max(threads, 1)  # the event loop waits for no other process
         self.instances = max(threads, 1)
@@ -107,6 +113,18 @@ class ServedModel:
     def available(self) -> bool:
         """Whether requests are taken now, and not refused because the backend has failed too often."""
         return self._backend.available
+
+    async def alive(self) -> bool:
+        """Return whether it still computes, by an answer and not by having been loaded.
+
+        A backend in a process of its own always does: that is watched, and replaced, by itself.
+        """
+        if isinstance(self._backend, IsolatedBackend):
+            return True
+        if self._canary is None or self._canary.done():  # however many ask
+            row = {name: array[:1] for name, array in self.example.inputs.items()}
+            self._canary = asyncio.create_task(self._batcher.responds(row, RECENT_S, self._alive_s))
+        return await asyncio.shield(self._canary)
 
     async def infer(self, inputs: Arrays, rows: int, terms: Terms | None = None) -> Arrays:
         """Return the outputs for tensors that match the signature.

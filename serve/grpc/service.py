@@ -87,7 +87,7 @@ class Service:
             reader.cancel()
 
     async def _server_live(self, request: Any) -> dict[str, Any]:
-        return {"live": True}
+        return {"live": await self._app.alive()}
 
     async def _server_ready(self, request: Any) -> dict[str, Any]:
         return {"ready": self._app.ready}

@@ -98,6 +98,16 @@ class Application(FastAPI):
         """Whether every model takes traffic, and the server is not stopping."""
         return self.repository.complete and self.others_ready and not self.stopping
 
+    async def alive(self) -> bool:
+        """Return whether every model still computes: where one does not, only a new process helps."""
+        models = self.repository.models()
+        found = await asyncio.gather(*(model.alive() for model in models))
+        stuck = [model for model, alive in zip(models, found, strict=True) if not alive]
+        stuck = [model for model in stuck if model in self.repository.models()]  # not unloaded meanwhile
+        for model in stuck:
+            logger.error("%s version %s computes no more: the server is not alive", model.name, model.version)
+        return not stuck
+
     def join(self, colleague: Colleague) -> None:
         """Be one of several processes: ready when all are, and loading and unloading what all do."""
         self.operator = self.colleague = colleague

@@ -24,7 +24,7 @@ def add_routes(app: FastAPI) -> None:
     get, post = app.get, app.post
     get("/v2", summary="Server metadata")(_server_metadata)
     get("/v2/", include_in_schema=False)(_server_metadata)
-    get("/v2/health/live", summary="Whether the server is alive")(_live)
+    get("/v2/health/live", summary="Whether the server is alive: every model still computes")(_live)
     get("/v2/health/ready", summary="Whether every model takes traffic")(_ready)
     get("/ping", summary="Whether every model takes traffic, as SageMaker asks")(_ready)
     get("/metrics", summary="Metrics for Prometheus")(_metrics)
@@ -49,8 +49,9 @@ async def _server_metadata() -> dict[str, Any]:
     return description.server_metadata()
 
 
-async def _live() -> dict[str, Any]:
-    return {"live": True}
+async def _live(request: Request) -> Response:
+    alive = await request.app.alive()
+    return JSONResponse({"live": alive}, 200 if alive else 503)
 
 
 async def _ready(request: Request) -> Response:

@@ -41,6 +41,10 @@ class Metrics:
             multiprocess_mode="livemin",
         )  # fmt: skip
 
+        self.dropped = Counter(
+            "shipline_log_lines_dropped", "Lines of the log that nobody could be told", registry=self.registry
+        )
+
     def _histogram(
         self, name: str, text: str, labels: Sequence[str] = _LABELS, buckets: Sequence[float] = _SECONDS
     ) -> Histogram:

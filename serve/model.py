@@ -19,6 +19,7 @@ from shipline.serve.golden import Example, GoldenRows, replay
 from shipline.serve.hosting import Hosting
 from shipline.serve.isolated import IsolatedBackend, backend_class
 from shipline.serve.jobs import Job, Terms
+from shipline.serve.threads import in_thread
 from shipline.serve.unproven import UnprovenModel
 
 QUEUED_BATCHES = 64
@@ -77,7 +78,7 @@ class ServedModel:
             ServingError: an answer to a golden row is wrong on this machine, or it holds code and is not trusted.
         """
         rows = artifact if isinstance(artifact, UnprovenModel) else GoldenRows(artifact)
-        model = await asyncio.to_thread(cls._open, artifact, rows.example(), hosting)
+        model = await in_thread(cls._open, artifact, rows.example(), hosting)
         if isinstance(rows, GoldenRows):
             try:
                 await replay(model, rows)

@@ -14,6 +14,7 @@ from shipline.errors import ConfigError, NotFoundError
 from shipline.serve.errors import RequestError
 from shipline.serve.hosting import Hosting
 from shipline.serve.model import ServedModel
+from shipline.serve.threads import in_thread
 from shipline.serve.unproven import find_unproven
 from shipline.store import is_name
 
@@ -66,7 +67,7 @@ class Repository:
         Raises:
             ShiplineError: a model cannot be loaded, or there is none.
         """
-        artifacts = await asyncio.to_thread(self._find_all)
+        artifacts = await in_thread(self._find_all)
         names = [artifact.manifest.name for artifact in artifacts]
         if len(set(names)) < len(names):
             raise ConfigError(f"Two models below the URL have one name: {', '.join(names)}. Serve them apart.")
@@ -90,7 +91,7 @@ class Repository:
             version = before.version if before else ""
             self._tell(name, version, State.LOADING)
             try:
-                artifact = await asyncio.to_thread(self._find, name)
+                artifact = await in_thread(self._find, name)
                 await self._load(artifact)
             except NotFoundError:
                 self._put_back(name, before)
@@ -172,7 +173,8 @@ class Repository:
     async def _load(self, artifact: Artifact) -> None:
         """Load one version, let it prove itself, and let it take the traffic from what took it before."""
         name = artifact.manifest.name
-        await asyncio.to_thread(artifact.prefetch)
+        # Not its own `prefetch`, whose threads would be waited for when the process ends.
+        await asyncio.gather(*(in_thread(artifact.read, name) for name in artifact.manifest.files))
         model = await ServedModel.load(artifact, self._hosting)
         before, self._models[name] = self._models.get(name), model
         self._on_ready(model)

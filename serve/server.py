@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from shipline.commands.logs import logging_aside
 from shipline.errors import ConfigError, ServingError, ShiplineError
 from shipline.plugins import load_target
 from shipline.serve.access import Access
@@ -110,7 +111,7 @@ class Serving:
         if self._grpc is not None:
             logger.info("Serving gRPC on %s", self._grpc.address)
         try:
-            with self._obeying_signals():
+            with self._obeying_signals(), logging_aside(self._app.metrics.dropped.inc):
                 self._server.run(sockets=[self._doors.http])
         finally:
             self._doors.close()

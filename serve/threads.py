@@ -1,12 +1,15 @@
-"""Threads that run batches, and may be left behind where one hangs."""
+"""Threads that run batches, and read storages, and may be left behind where one hangs."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 Call = tuple[Callable[[], Any], Callable[[Any], object]]
 
 
@@ -48,3 +51,32 @@ class Threads:
             function, done = call
             done(function())
             del call, function, done  # what they hold is not kept until the next call
+
+
+async def in_thread(function: Callable[..., T], *arguments: Any) -> T:
+    """Return what the function does in a thread of its own, which keeps no process from ending.
+
+    `asyncio.to_thread` has threads that are waited for at the end, and a storage may never answer.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def tell(result: T | None, error: BaseException | None) -> None:
+        if future.done():  # nobody waits any more
+            return
+        if error is None:
+            future.set_result(result)  # type: ignore[arg-type]
+        else:
+            future.set_exception(error)
+
+    def work() -> None:
+        result, error = None, None
+        try:
+            result = function(*arguments)
+        except BaseException as caught:
+            error = caught
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(tell, result, error)
+
+    threading.Thread(target=work, name="shipline-load", daemon=True).start()
+    return await future

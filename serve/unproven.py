@@ -50,9 +50,6 @@ class UnprovenModel(Artifact):
         """Return the model's bytes."""
         return self._data
 
-    def prefetch(self) -> None:
-        """Do nothing: the file is here already."""
-
     def example(self) -> Example:
         """Return a row of zeros, which need not be like any that is ever asked for."""
         return Example(zeros(self.manifest.signature.inputs, 1, self._size), {}, None, None)

@@ -27,6 +27,7 @@ class OnnxBackend(Backend):
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = min(settings.threads, cores())
         options.inter_op_num_threads = 1
+        options.log_severity_level = 4  # its errors are raised; to write them, too, it would wait for who reads them
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         return cls(onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"]))
 

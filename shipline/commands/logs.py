@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import queue
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,6 +25,7 @@ _OPTIONS = ("--log-level", "--log_level")
 _VARIABLE = "SHIPLINE_LOG_LEVEL"
 _FORMATS = ("text", "json")
 _FORMAT_VARIABLE = "SHIPLINE_LOG_FORMAT"
+_WAITING_LINES, _END_S = 1000, 1.0
 
 
 def log_to_terminal(arguments: Sequence[str] = ()) -> list[str]:
@@ -68,6 +71,57 @@ class _Terminal(logging.StreamHandler[Any]):
     def stream(self) -> Any:
         """Standard error."""
         return sys.stderr
+
+
+@contextmanager
+def logging_aside(on_drop: Callable[[], object]) -> Iterator[None]:
+    """Write the lines of the block in a thread, so that nobody waits for who reads them.
+
+    Args:
+        on_drop: called for each line that is dropped: the reader is gone or too slow, or the disk is full.
+    """
+    package = logging.getLogger("shipline")
+    before = list(package.handlers)
+    asides = {handler: _Aside(handler, on_drop) for handler in before if isinstance(handler, _Terminal)}
+    package.handlers[:] = [asides[one] if isinstance(one, _Terminal) else one for one in before]
+    try:
+        yield
+    finally:
+        package.handlers[:] = before
+        for aside in asides.values():
+            aside.end()
+
+
+class _Aside(logging.Handler):
+    """Hands what a terminal would show to a thread that writes it."""
+
+    def __init__(self, terminal: _Terminal, on_drop: Callable[[], object]) -> None:
+        super().__init__()
+        self._terminal, self._on_drop = terminal, on_drop
+        self._lines: queue.Queue[str | None] = queue.Queue(_WAITING_LINES)
+        self._thread = threading.Thread(target=self._write, name="shipline-log", daemon=True)
+        self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Let a line wait, if there is room."""
+        try:
+            self._lines.put_nowait(self._terminal.format(record))
+        except queue.Full:
+            self._on_drop()
+
+    def end(self) -> None:
+        """Write what waits, for a second at most."""
+        with suppress(queue.Full):
+            self._lines.put_nowait(None)
+        self._thread.join(_END_S)
+
+    def _write(self) -> None:
+        while (line := self._lines.get()) is not None:
+            try:
+                self._terminal.stream.write(f"{line}\n")
+                self._terminal.stream.flush()
+            except (OSError, ValueError):  # nobody reads, there is no room, or it is closed
+                self._on_drop()
 
 
 class _Line(logging.Formatter):

@@ -36,6 +36,7 @@ from .callbacks import (
     WeightAveraging as WeightAveraging,
 )
 from .data import DataModule as DataModule, LightningDataModule as LightningDataModule
+from .launch.options import RayCluster as RayCluster
 from .loggers import (
     CSVLogger as CSVLogger,
     Logger as Logger,

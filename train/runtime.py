@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from shipline.train.options.described import Description
 from shipline.train.records import Background, Code, Records
 from shipline.train.seed import rng_state
 from shipline.train.settings import Settings
-from shipline.train.signals import Signals, ending
+from shipline.train.signals import Signals, ending, told
 from shipline.train.strategies import Strategy, waiting
 from shipline.train.view import State, TrainerView
 
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from shipline.train.trainer import Trainer
 
 logger = logging.getLogger(__name__)
+
+ASKS_EVERY_S = 1.0
 
 _STAYS = frozenset({
     "saver", "fit_data", "hooks", "module", "data", "step", "loss_check", "optimizers", "loop_optimizers", "schedules",
@@ -104,8 +107,10 @@ class Runtime(Settings, TrainerView):
         self.resumed: dict[str, Any] | None = None
         #: What `interruptible_state` returned before the validation that runs.
         self.before_validation: dict[str, Any] | None = None
-        self._entries: dict[str, Any] | None = None
+        self._entries: list[dict[str, Any]] | None = None
         self._stop_agreed = False
+        # When the workers asked each other last whether one was told to end, and when they will next, in batches.
+        self._asked, self._asked_at, self._asks_at = 0.0, 0, 1
 
     def __getstate__(self) -> dict[str, Any]:
         """What travels to a worker: settings and records; it begins with nothing run yet."""
@@ -217,9 +222,35 @@ class Runtime(Settings, TrainerView):
         """
         if self.strategy.world_size == 1:
             return
-        wishes = self.strategy.gather((self.should_stop, self.signals.received))
+        wishes = self.strategy.gather((self.should_stop, self.signals.look()))
         self.should_stop = self._stop_agreed = any(stop for stop, _ in wishes)
-        self.signals.agreed = next((number for _, number in wishes if number is not None), None)
+        self.signals.agreed = told([number for _, number in wishes])
+
+    def begin_asking(self) -> None:
+        """Count from here, as training begins, when workers ask each other next; see `is_told_to_end`."""
+        self._asked, self._asked_at = time.monotonic(), self.progress.all_batches
+        self._asks_at = self._asked_at + 1
+
+    def is_told_to_end(self) -> bool:
+        """Whether the process was told to end, after a batch; workers ask each other about once a second.
+
+        When they do so next they agree on, since all must do it after the same batch.
+        """
+        progress = self.progress
+        if self.strategy.world_size == 1 and self.signals.ask is None:
+            return self.signals.received is not None
+        if progress.all_batches < self._asks_at:
+            return False
+        now = time.monotonic()
+        heard = self.strategy.gather((self.signals.look(), now - self._asked))
+        self.signals.agreed = told([number for number, _ in heard])
+        if self.strategy.world_size == 1:
+            self.signals.received = self.signals.agreed
+        each = max(seconds for _, seconds in heard) / max(1, progress.all_batches - self._asked_at)
+        wait = min(int(ASKS_EVERY_S / max(each, 1e-6)), 2 * (progress.all_batches - self._asked_at))
+        self._asked, self._asked_at = now, progress.all_batches
+        self._asks_at = progress.all_batches + max(1, wait)
+        return self.signals.agreed is not None
 
     def stops_now(self) -> bool:
         """Whether somebody has asked to stop, all know it, and it is allowed."""
@@ -265,8 +296,8 @@ class Runtime(Settings, TrainerView):
         progress = self.progress
         return not progress.last and progress.batches % self.accumulate_grad_batches != 0
 
-    def restore_metrics(self, shown: dict[str, Any], entries: dict[str, Any]) -> None:
-        """Take up what was logged before, and what the epoch had collected."""
+    def restore_metrics(self, shown: dict[str, Any], entries: list[dict[str, Any]]) -> None:
+        """Take up what was logged before, and what the epoch had collected: here, or on workers that are no more."""
         self.reduced_metrics = {k: torch.tensor(v, dtype=torch.float64) for k, v in shown["callback"].items()}
         self.logged_metrics, self.epoch_progress = dict(shown["logged"]), dict(shown["shown"])
         self._entries = entries

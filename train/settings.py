@@ -23,6 +23,7 @@ from shipline.train.callbacks import (
 from shipline.train.compiling import check_compile
 from shipline.train.environments import ClusterEnvironment, pick_environment
 from shipline.train.hooks import monitors
+from shipline.train.launch.options import RayCluster, worker_range
 from shipline.train.lightning import as_callback, as_logger
 from shipline.train.loggers import CSVLogger, Logger
 from shipline.train.loops.optimization import ClipAlgorithm
@@ -56,7 +57,9 @@ class Settings(Configurable):
         devices: workers on each machine; "auto" is one, or what `workers` says.
         num_nodes: machines.
         workers: processes that train together; default: `devices` times `num_nodes`. One runs here; more run as Ray
-            actors. Started by torchrun, SLURM, MPI or Kubernetes, the process joins the others that these have started.
+            actors; (least, most) of them, as the cluster has room. Started by torchrun, SLURM, MPI or Kubernetes, the
+            process joins the others that these have started.
+        cluster: how workers use the Ray cluster, and what faults they survive: a RayCluster.
         precision: "64-true", "32-true", "16-true", "bf16-true", "16-mixed", "bf16-mixed" or "fp8"; 64, 32, 16, "bf16".
         logger: where metrics go: "csv", "tensorboard", "mlflow", "wandb", a Logger, or several of them; True is a CSV
             file in the run's directory, False is nowhere.
@@ -106,7 +109,8 @@ class Settings(Configurable):
         strategy: str | Strategy = "auto",
         devices: int | str | Sequence[int] = "auto",
         num_nodes: int = 1,
-        workers: int | None = None,
+        workers: int | tuple[int, int] | None = None,
+        cluster: RayCluster | None = None,
         precision: int | str | None = None,
         logger: bool | str | Logger | Sequence[str | Logger] | None = None,
         callbacks: Sequence[str | Callback] | str | Callback | None = None,
@@ -153,9 +157,13 @@ class Settings(Configurable):
         #: What has started this process together with others, or with a queue; None: nobody has.
         self.environment = pick_environment(own_environment(plugins))
         self.num_nodes = num_nodes
-        self.workers = workers_of(workers, devices, num_nodes)
+        #: The least and the most workers, where their number may change.
+        self.worker_range = worker_range(workers)
+        count: Any = self.worker_range[1] if self.worker_range else workers
+        self.workers = workers_of(count, devices, num_nodes)
         if (group := self.started_by) is not None:
-            self.workers, self.num_nodes = place_of(group, workers, devices, num_nodes)
+            self.workers, self.num_nodes = place_of(group, count, devices, num_nodes)
+        self.cluster = RayCluster() if cluster is None else cluster
         self.fast_dev_run = fast_dev_run
         self.max_epochs = max_epochs
         self.min_epochs = min_epochs or 0
@@ -280,6 +288,8 @@ def _check(settings: Settings) -> None:
     for name, choices in _CHOICES.items():
         if (value := getattr(settings, name)) not in choices:
             raise ConfigError(f"Trainer has {name}={value!r}; choose one of {', '.join(map(repr, choices))}.")
+    if not isinstance(settings.cluster, RayCluster):
+        raise ConfigError(f"Trainer has cluster={settings.cluster!r}; give it a shipline.train.RayCluster.")
     clip = settings.gradient_clip_val
     if clip is not None and (isinstance(clip, bool) or not isinstance(clip, int | float) or not 0 <= clip < math.inf):
         raise ConfigError(f"Trainer has gradient_clip_val={clip!r}; set a number from 0 on.")

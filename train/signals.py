@@ -6,10 +6,16 @@ import contextlib
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 _EXIT = {signal.SIGINT: 130, signal.SIGTERM: 143}
+#: In place of a signal: this worker will be taken away, and the run goes on without it.
+TAKEN_AWAY = 0
+
+
+class TakenAway(SystemExit):
+    """A worker has saved, since it will be taken away."""
 
 
 class Signals:
@@ -19,6 +25,14 @@ class Signals:
         self.received: int | None = None
         #: The signal that all workers know of.
         self.agreed: int | None = None
+        #: Where the main thread is not ours, tells what has come meanwhile; None: nothing.
+        self.ask: Callable[[], int | None] | None = None
+
+    def look(self) -> int | None:
+        """Return what has come, None where nothing has."""
+        if self.received is None and self.ask is not None:
+            self.received = self.ask()
+        return self.received
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
@@ -40,8 +54,15 @@ class Signals:
         self.received = number
 
 
+def told(wishes: list[int | None]) -> int | None:
+    """Return what several workers were told, None if nothing: a signal that ends the run comes first."""
+    return max((number for number in wishes if number is not None), default=None)
+
+
 def ending(number: int) -> BaseException:
     """Return what ends the process as the signal would; where somebody types, a KeyboardInterrupt, which does not."""
+    if number == TAKEN_AWAY:
+        return TakenAway(_EXIT[signal.SIGTERM])
     if number == signal.SIGINT and hasattr(sys, "ps1"):
         return KeyboardInterrupt()
     return SystemExit(_EXIT[signal.Signals(number)])

@@ -207,7 +207,7 @@ class Trainer(Runtime):
                     f"Trainer has workers={self.workers}, to which what torch.compile returned cannot be sent: give "
                     "the module itself, and set Trainer(compile=True), or to torch.compile's options."
                 )
-            from shipline.train.launcher import launch
+            from shipline.train.launch.driver import launch
 
             return launch(self, module, data, stage, **options)
         strategy = pick_strategy(self.strategy_setting, self.workers)

@@ -39,12 +39,12 @@ def test_one_process_leaves_ray_alone(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     loaded = set(json.loads(done.stdout.splitlines()[-1]))
     assert "torch" in loaded
-    assert not loaded & {"ray", "shipline.train.launcher", "onnx", "onnxruntime", "fastapi", "s3fs"}
+    assert not loaded & {"ray", "shipline.train.launch.driver", "onnx", "onnxruntime", "fastapi", "s3fs"}
     assert (tmp_path / "mlp" / "version_0" / "metrics.csv").is_file()
 
 
 def test_more_workers_say_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "shipline.train.launcher", raising=False)
+    monkeypatch.delitem(sys.modules, "shipline.train.launch.driver", raising=False)
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(MissingExtraError, match=r"above 1 needs Ray. Run: pip install 'shipline\[ray\]'"):
         new_trainer(tmp_path, max_epochs=1, workers=2).fit(Scripted(), numbers(1))

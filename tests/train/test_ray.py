@@ -6,6 +6,7 @@ Each cluster takes 15 to 20 seconds to start and to train on, so tests share wha
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import uuid
@@ -17,6 +18,7 @@ from typing import Any
 import fsspec
 import pytest
 import torch
+from clusters import ray_cluster
 from helpers import S3_SECRET, children
 from torch import nn
 from torch.nn import functional as F
@@ -166,7 +168,9 @@ def test_the_first_cause_of_a_workers_error_is_what_is_raised(ray_imported: None
     weights = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     with pytest.raises(TrainingError) as caught:
         new_trainer(tmp_path, max_epochs=2, workers=2).fit(module, train_loader(128), val_loader(9))
-    assert str(caught.value) == "Worker 1 of 2 failed: ValueError: the disk of this worker is full"
+    where, what = str(caught.value).split(" failed ")
+    assert re.fullmatch(r"Worker 1 of 2 \(node 127\.0\.0\.1, process \d+\)", where)
+    assert what == "at step 1: ValueError: the disk of this worker is full"
     assert children() <= before
     assert all(torch.equal(tensor, weights[name]) for name, tensor in module.state_dict().items())
 
@@ -251,14 +255,9 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def cluster(ray_imported: None) -> Iterator[str]:
-    """The address of a cluster with two CPUs that somebody else has started."""
-    from ray.cluster_utils import Cluster
-
-    found: Any = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
-    try:
+    """The address of a cluster with two CPUs that somebody else has started; the environment holds its token."""
+    with ray_cluster(1, cpus=2) as found:
         yield found.address
-    finally:
-        found.shutdown()
 
 
 def test_a_cluster_that_is_there_is_used_and_left_running(cluster: str, tmp_path: Path) -> None:
@@ -267,7 +266,7 @@ def test_a_cluster_that_is_there_is_used_and_left_running(cluster: str, tmp_path
     done = run([sys.executable, "train.py"], tmp_path, RAY_ADDRESS=cluster)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.splitlines() == [
-        "ConfigError Trainer has workers=3, but the cluster has 2 CPUs: set workers to 2 or less.",
+        "ConfigError Trainer has workers=3, and each takes 1 CPU, but the cluster has 2: set workers to 2 or less.",
         "ConfigError NoStep has no training_step: define training_step(self, batch, batch_idx).",
         "trained True",
     ]

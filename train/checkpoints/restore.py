@@ -39,7 +39,7 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
             "resume from one made with save_weights_only=False."
         )
     state = read_state(checkpoint)
-    own = state["workers"][min(trainer.strategy.rank, len(state["workers"]) - 1)]
+    own = own_state(state, trainer.strategy.rank, trainer.strategy.world_size)
     seen = {**state["module"], "callbacks": state["callbacks"]}
     load_weights(trainer.module, checkpoint, partial(trainer.hooks, "on_load_checkpoint"), seen)
     _restore_optimizers(trainer, state, checkpoint)
@@ -56,8 +56,30 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     trainer.restore_metrics(state["metrics"], own["epoch_metrics"])
     load_metric_states(trainer.module, own["metric_states"])
     _restore_gradients(trainer.module, own["gradients"])
-    if trainer.strategy.rank < len(state["workers"]):
-        trainer.resumed = own
+    trainer.resumed = own
+
+
+def own_state(state: dict[str, Any], rank: int, world_size: int) -> dict[str, Any]:
+    """Return what a worker goes on with, of the states of the workers of a checkpoint, who may be more, or fewer.
+
+    Other workers go on after the last step: what each had gathered towards the next is left out. The first takes over
+    what those have counted who are no more.
+    """
+    workers, share = state["workers"], state.get("share")
+    own = workers[min(rank, len(workers) - 1)]
+    if len(workers) == world_size:
+        return {**own, "epoch_metrics": [own["epoch_metrics"]], "share": share}
+    known = rank < len(workers)
+    return {
+        **own,
+        "rng": own["rng"] if known else None,  # a new worker has been seeded by its rank
+        "train_feed": own["train_feed"] if known or not own["train_feed"] else {**own["train_feed"], "own": []},
+        "epoch_metrics": [theirs["epoch_metrics"] for theirs in workers] if rank == 0 else [],
+        "metric_states": own["metric_states"] if known else {},
+        "gradients": {},
+        "validation_feeds": [],
+        "share": None if share is None else {**share, "moves": True},
+    }
 
 
 def load_module(module: Module, checkpoint: Checkpoint, strict: bool = True) -> None:

@@ -125,6 +125,7 @@ def _of_the_run(trainer: Trainer) -> dict[str, Any]:
     """What all workers have in common."""
     return {
         "progress": trainer.progress.state_dict(),
+        "share": trainer.fit_data.share_state(),
         "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
         "schedulers": [schedule.scheduler.state_dict() for schedule in trainer.schedules],
         "precision": trainer.precision_plugin.state_dict(),

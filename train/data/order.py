@@ -17,10 +17,13 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from shipline.train.data.shares import SharedSampler
 from shipline.train.seed import rng_state, set_rng_state
 
 # They draw what they need when they begin; what training draws meanwhile does not change them.
-_DRAW_AT_ONCE = (RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler, DistributedSampler)
+_DRAW_AT_ONCE = (
+    RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler, DistributedSampler, SharedSampler,
+)  # fmt: skip
 
 
 class Order(Sampler[Any]):

@@ -15,22 +15,29 @@ from torch.utils.data import (
 
 from shipline.errors import ConfigError
 from shipline.train.data.combined import CombinedLoader, flatten, own_combined, unflatten
+from shipline.train.data.shares import SharedSampler
 from shipline.train.seed import current_seed
 
 
-def shard(loader: Any, rank: int, world_size: int) -> Any:
+def shard(loader: Any, rank: int, world_size: int, alone: bool = False) -> Any:
     """Return a loader like `loader`, or several of them, over this worker's rows.
 
     All workers get equally many rows, shuffled alike if the loader shuffles: gradients are exchanged at each step.
+
+    Args:
+        loader: of all rows.
+        rank: of this worker.
+        world_size: workers.
+        alone: shuffle as several workers do where there is one, who may be joined by others.
 
     Raises:
         ConfigError: the loader's order is the user's own, and so must its sharding be.
     """
     if isinstance(loader, CombinedLoader):
-        return CombinedLoader(shard(loader.iterables, rank, world_size), loader.mode)
+        return CombinedLoader(shard(loader.iterables, rank, world_size, alone), loader.mode)
     if isinstance(loader, dict | list | tuple):
-        return unflatten(loader, iter([shard(item, rank, world_size) for item in flatten(loader)]))
-    if world_size == 1 or not isinstance(loader, DataLoader) or is_sharded(loader):
+        return unflatten(loader, iter([shard(item, rank, world_size, alone) for item in flatten(loader)]))
+    if (world_size == 1 and not alone) or not isinstance(loader, DataLoader) or is_sharded(loader):
         return loader
     if isinstance(loader.dataset, IterableDataset) or not _takes_each_row_once(loader):
         raise ConfigError(
@@ -40,7 +47,7 @@ def shard(loader: Any, rank: int, world_size: int) -> Any:
         )
     return _with_sampler(
         loader,
-        DistributedSampler(
+        SharedSampler(
             loader.dataset,
             num_replicas=world_size,
             rank=rank,

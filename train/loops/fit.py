@@ -120,9 +120,11 @@ class FitLoop:
         self._transfer = hooks.transfer(trainer.data)
         self._validated_at = time.monotonic()
         if (resumed := trainer.resumed) is not None:
-            self._data.load_states(resumed["train_feed"], resumed["validation_feeds"])
-            set_rng_state(resumed["rng"])
+            self._data.load_states(resumed["train_feed"], resumed["validation_feeds"], resumed["share"])
+            if resumed["rng"] is not None:
+                set_rng_state(resumed["rng"])
             trainer.resumed = None
+        trainer.begin_asking()
 
     def _train_epoch(self) -> None:
         """One pass over the training data, or what is left of it in a resumed run."""
@@ -185,7 +187,7 @@ class FitLoop:
     def _after_batch(self, validated: bool = False) -> bool:
         """Validate where that is due; say whether the epoch is to end here."""
         trainer, progress = self._trainer, self._progress
-        if trainer.signals.received:
+        if trainer.is_told_to_end():
             trainer.check_signals()
         if not validated and self._validates and self._data.validation_due(self._validated_at, time.monotonic()):
             self._validate()

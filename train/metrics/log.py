@@ -211,9 +211,9 @@ class MetricLog:
         """Return what the epoch of a stage has collected so far, as plain data; metrics keep theirs themselves."""
         return _states(self._of_stages.get(stage, {}))
 
-    def entries_from(self, state: dict[str, Any]) -> dict[str, _Entry]:
-        """Return the entries of a state, to go on with."""
-        return self._merged([state])
+    def entries_from(self, states: list[dict[str, Any]]) -> dict[str, _Entry]:
+        """Return the entries of one or several workers' states, to go on with."""
+        return self._merged(states)
 
     def _merged(self, everybody: list[dict[str, Any]]) -> dict[str, _Entry]:
         merged: dict[str, _Entry] = {}

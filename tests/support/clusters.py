@@ -1,0 +1,171 @@
+"""A Ray cluster of several nodes on this machine, closed to all without its token, and runs on it that meet faults."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import resource
+import secrets
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from training import Mlp, new_trainer, rows
+
+import shipline as sl
+from shipline.train import RayCluster
+
+QUIET = {"include_dashboard": False, "node_ip_address": "127.0.0.1", "object_store_memory": 80 << 20}
+
+
+@contextlib.contextmanager
+def ray_cluster(nodes: int, cpus: int = 1, *, token: bool = True, **head: Any) -> Iterator[Any]:
+    """A cluster of so many nodes with so many CPUs each, and this process with its token."""
+    before = dict(os.environ)
+    os.environ |= {
+        "RAY_AUTH_MODE": "token" if token else "disabled", "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    }  # fmt: skip
+    import ray
+    from ray._private import ray_constants
+    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray.cluster_utils import Cluster
+
+    AuthenticationTokenLoader.instance().reset_cache()
+    Config.initialize("")  # ray may have been imported before
+    ray_constants.ENABLE_RAY_CLUSTER, cluster_of_machines = False, ray_constants.ENABLE_RAY_CLUSTER
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": cpus, "no_monitor": True, **QUIET, **head})
+    try:
+        for _ in range(nodes - 1):
+            add_node(cluster, cpus)
+        yield cluster
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+        ray_constants.ENABLE_RAY_CLUSTER = cluster_of_machines
+        os.environ.clear()
+        os.environ.update(before)
+        AuthenticationTokenLoader.instance().reset_cache()
+        Config.initialize("")
+
+
+def add_node(cluster: Any, cpus: int = 1) -> Any:
+    """Let another node join."""
+    return cluster.add_node(num_cpus=cpus, **QUIET)
+
+
+class Fault(sl.Callback):
+    """Does something to one worker at one step, once: its file says that it has."""
+
+    def __init__(self, what: str, step: int, rank: int, marks: Path, *, again: bool = False) -> None:
+        self.what, self.step, self.rank, self.again = what, step, rank, again
+        self.mark = marks / f"{what}-{step}"
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_rank != self.rank or trainer.global_step != self.step:
+            return
+        if self.mark.exists() and not self.again:
+            return
+        import ray
+
+        self.mark.with_suffix(".part").write_text(ray.get_runtime_context().get_node_id())
+        self.mark.with_suffix(".part").rename(self.mark)
+        FAULTS[self.what](module)
+
+
+def _hang_until_killed(_module: Any) -> None:
+    threading.Event().wait()
+
+
+def _no_memory(_module: Any) -> None:
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), resource.RLIM_INFINITY))
+    torch.ones(1 << 30)
+
+
+def _raise(_module: Any) -> None:
+    raise ValueError("row 7 has no label")
+
+
+def _nan(module: Any) -> None:
+    with torch.no_grad():
+        next(module.parameters()).fill_(float("nan"))
+
+
+FAULTS = {
+    "kill": lambda _module: os.kill(os.getpid(), signal.SIGKILL),
+    "crash": lambda _module: ctypes.string_at(0),
+    "term": lambda _module: os.kill(os.getpid(), signal.SIGTERM),
+    "lose node": _hang_until_killed,
+    "no memory": _no_memory,
+    "raise": _raise,
+    "nan": _nan,
+}
+
+
+class Net(Mlp):
+    """With dropout, so that a run that goes on must have the generators' states, too; it counts its rows."""
+
+    def __init__(self) -> None:
+        super().__init__(dropout=0.5)
+
+    def on_fit_start(self) -> None:
+        torch.set_num_threads(1)
+
+
+class Seen(sl.Callback):
+    """Writes down which rows each worker was given: epoch, step in it, attempt, number of workers, rows."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        from shipline.train.launch import worker
+
+        step = -(-trainer.progress.batches // trainer.accumulate_grad_batches)
+        about = [trainer.current_epoch, step, len(worker._attempt.history), trainer.world_size]
+        with (self.path / f"rows-{trainer.global_rank}").open("a") as file:
+            file.write(" ".join(map(str, [*about, *batch[2].tolist()])) + "\n")
+
+
+def loader(count: int, batch_size: int) -> DataLoader[Any]:
+    """Shuffled rows: image, digit, and the row's number."""
+    images, digits = rows(0, count).tensors
+    return DataLoader(torch.utils.data.TensorDataset(images, digits, torch.arange(count)), batch_size, shuffle=True)
+
+
+class NumberedNet(Net):
+    """Of rows that carry their number."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return super().training_step(batch[:2], batch_idx)
+
+
+def train(
+    root: Path,
+    *callbacks: sl.Callback,
+    epochs: int = 4,
+    count: int = 160,
+    batch_size: int = 10,
+    every: int = 3,
+    ckpt_path: str | None = None,
+    module: Any = None,
+    cluster: dict[str, Any] | None = None,
+    **options: Any,
+) -> tuple[sl.Trainer, Any]:
+    """Train on two workers, 8 steps an epoch, with a checkpoint after every third; return trainer and module."""
+    sl.seed_everything(1)
+    module = NumberedNet() if module is None else module
+    keeper = sl.ModelCheckpoint(every_n_train_steps=every, save_top_k=-1)
+    settings: dict[str, Any] = {"workers": 2, "cluster": RayCluster(**{"wait_s": 60, **(cluster or {})})}
+    trainer = new_trainer(
+        root, name="net", max_epochs=epochs, callbacks=[*callbacks, keeper], **{**settings, **options}
+    )
+    trainer.fit(module, loader(count, batch_size), ckpt_path=ckpt_path)
+    return trainer, module

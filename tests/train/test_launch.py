@@ -1,0 +1,155 @@
+"""What decides about several workers, without a cluster: options, leases, faults and their budgets, shares of rows."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import assume, given, strategies as st
+
+from shipline.errors import ConfigError
+from shipline.store import open_store
+from shipline.train import RayCluster, Trainer
+from shipline.train.data.shares import Moved, SharedSampler, shared
+from shipline.train.launch.lease import Lease
+
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "a misspelled option": ({"max_failure": 1}, "Did you mean 'max_failures'"),
+    "a placement": ({"placement": "SPRED"}, r"placement='SPRED'. Did you mean 'SPREAD'"),
+    "a budget": ({"max_losses": -2}, "max_losses=-2; set a whole number from 0 on, or -1"),
+    "a budget that is no number": ({"max_failures": True}, "max_failures=True"),
+    "a time": ({"grace_s": 0}, "grace_s=0; set a number of seconds above 0"),
+    "a resource": ({"resources_per_worker": {"CPU": -1}}, r"resources_per_worker\['CPU'\]=-1"),
+    "a runtime environment": ({"runtime_env": {"workingdir": "."}}, "Did you mean 'working_dir'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_options_that_mean_nothing_are_refused(case: str) -> None:
+    options, text = WRONG[case]
+    with pytest.raises(ConfigError, match=text):
+        RayCluster(**options)
+
+
+@pytest.mark.parametrize("workers", [(2, 1), (0, 2), (1, 2, 3), (1.5, 2), "2-4"])
+def test_a_range_of_workers_is_two_numbers(workers: Any) -> None:
+    with pytest.raises(ConfigError, match="the least and the most"):
+        Trainer(workers=workers)
+
+
+def test_a_range_of_workers() -> None:
+    trainer = Trainer(workers=(2, 8))
+    assert (trainer.worker_range, trainer.workers) == ((2, 8), 8)
+
+
+# ---- shares of rows --------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 8), st.integers(1, 64), st.integers(1, 4), st.integers(1, 8))
+def test_a_step_keeps_its_rows_as_nearly_as_workers_can_share_them(most: int, size: int, every: int, now: int) -> None:
+    assume(now <= most)
+    rows = most * size * every
+    share = shared(rows, now, size)
+    assert share.workers == now
+    assert 1 <= share.batch_size <= size
+    assert abs(share.rows - rows) <= now * share.accumulate / 2
+    if now == most:
+        assert (share.batch_size, share.accumulate) == (size, every)
+
+
+@pytest.mark.parametrize(
+    ("rows", "workers", "most", "batch_size", "accumulate"),
+    [(30, 2, 10, 5, 3), (64, 1, 32, 32, 2), (128, 3, 32, 21, 2), (48, 3, 12, 8, 2), (34, 2, 16, 8, 2)],
+)
+def test_shares(rows: int, workers: int, most: int, batch_size: int, accumulate: int) -> None:
+    """Even ones where there are; else the nearest, rather than batches of one row."""
+    share = shared(rows, workers, most)
+    assert (share.batch_size, share.accumulate) == (batch_size, accumulate)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize(("before", "after", "done"), [(3, 2, 8), (2, 3, 7), (4, 1, 5), (1, 4, 10)])
+def test_others_go_on_where_an_epoch_stands(shuffle: bool, before: int, after: int, done: int) -> None:
+    """Of 61 rows each comes once, but for those that make all shares even."""
+    rows = range(61)
+
+    def samplers(count: int) -> list[SharedSampler]:
+        made = [SharedSampler(rows, count, rank, shuffle=shuffle, seed=3) for rank in range(count)]  # type: ignore[arg-type]
+        for sampler in made:
+            sampler.set_epoch(2)
+        return made
+
+    first = [row for sampler in samplers(before) for row in list(sampler)[:done]]
+    second = []
+    for sampler in samplers(after):
+        sampler.moved = Moved(2, len(first), given=4)
+        own = list(sampler)
+        assert len(own) == len(sampler)
+        second.append(own[4:])
+    assert len({len(own) for own in second}) == 1
+    seen = Counter([*first, *(row for own in second for row in own)])
+    assert set(seen) == set(rows)
+    assert sum(seen.values()) - len(rows) < after
+    sampler.set_epoch(3)  # the next epoch is whole again
+    assert len(list(sampler)) == len(sampler) == -(-61 // after)
+
+
+# ---- leases ----------------------------------------------------------------------------------------------------------
+
+
+def test_one_of_many_drivers_wins(tmp_path: Path) -> None:
+    run, wins, refusals = open_store(str(tmp_path)), [], []
+    all_there, all_tried = threading.Barrier(8), threading.Barrier(8)
+
+    def drive() -> None:
+        all_there.wait()
+        try:
+            with Lease(run) as lease:
+                wins.append(lease)
+                all_tried.wait()
+        except ConfigError as error:
+            refusals.append(str(error))
+            all_tried.wait()
+
+    threads = [threading.Thread(target=drive) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (len(wins), len(refusals)) == (1, 7)
+    assert all("is being trained by process" in text for text in refusals)
+    with Lease(run):  # which was given back
+        pass
+
+
+def test_a_dead_drivers_lease_is_free(tmp_path: Path) -> None:
+    """Here, its process is gone; elsewhere, its file does not change."""
+    run = open_store(str(tmp_path))
+    gone = Lease(run)
+    gone._me["pid"], gone._me["started"] = 2**22 + 1, 0.0
+    gone.__enter__()
+    with Lease(run) as second:
+        assert second._number == 1
+    elsewhere = Lease(run, beat_s=60)
+    elsewhere._me["host"] = "another"
+    elsewhere.__enter__()
+    with Lease(run, silent_s=0.2) as fourth:
+        assert fourth._number == 3
+    for lease in (gone, elsewhere):
+        lease.__exit__()
+
+
+def test_a_living_driver_elsewhere_keeps_its_lease_and_hears_if_it_has_lost_it(tmp_path: Path) -> None:
+    run = open_store(str(tmp_path))
+    elsewhere = Lease(run, beat_s=0.02)
+    elsewhere._me["host"] = "another"
+    with elsewhere, pytest.raises(ConfigError, match="being trained by process"):
+        Lease(run, silent_s=5.0).__enter__()
+    slow = Lease(run, beat_s=0.02)
+    with slow:
+        run.create("driver/99", b"{}")
+        slow._beating.join(10)
+        assert slow.is_lost

@@ -1,0 +1,234 @@
+"""The driver of several workers: starts them, waits for them, and takes back what they have made.
+
+Ray Train places the workers, joins them in a process group and watches them; what runs in each is the same loop as in
+one process. Its `report()` is not used: metrics that come without one of its own checkpoints are dropped by it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import secrets
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, TimeoutError as FutureTimeoutError
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+
+from shipline.errors import ConfigError, MissingExtraError, NotFoundError, ShiplineError, TrainingError
+from shipline.train.accelerators import pick_accelerator
+from shipline.train.lightning import attach
+from shipline.train.seed import current_seed
+from shipline.train.signals import Signals, ending
+
+try:
+    import ray
+    import ray.cloudpickle
+    from ray._private.state import state as cluster_state
+    from ray.experimental.internal_kv import _internal_kv_put
+    from ray.train import LoggingConfig, RunConfig, ScalingConfig
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+    from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+except ModuleNotFoundError as error:
+    raise MissingExtraError("Trainer(workers=...) above 1 needs Ray. Run: pip install 'shipline[ray]'") from error
+
+from shipline.checkpoint import open_checkpoint
+from shipline.train.launch.cluster import connected, head_answers
+from shipline.train.launch.controller import Training, Watch
+from shipline.train.launch.faults import fault_of, first_error
+from shipline.train.launch.group import GroupConfig
+from shipline.train.launch.lease import Lease
+from shipline.train.launch.worker import KV_NAMESPACE, last_committed, work
+
+if TYPE_CHECKING:
+    from shipline.train.data import DataModule
+    from shipline.train.stage import Work
+    from shipline.train.trainer import Trainer
+
+_LOOK_S = 0.5
+_HEAD_S = 2.0
+
+
+def launch(trainer: Trainer, module: Any, data: DataModule | None, stage: Work, **options: Any) -> Any:
+    """Run a stage on `trainer.workers` workers, and bring weights, metrics and callbacks back into these objects.
+
+    In place of a module there may be a function of the user's own.
+
+    Raises:
+        ConfigError: the cluster has too few resources; or what a worker found wrong in the settings.
+        TrainingError: a worker failed; the message names the first cause.
+        SystemExit: the driver was told to end, and the workers have saved.
+    """
+    cluster = trainer.cluster
+    accelerator = pick_accelerator(trainer._accelerator).ray_resource  # noqa: SLF001 -- its own launcher
+    resources = cluster.resources(accelerator)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_logging())
+        lease = stack.enter_context(_lease(trainer, stage))
+        stack.enter_context(connected(cluster, trainer.workers))
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="shipline-ray-"))
+        _check_resources(trainer, resources)
+        key = secrets.token_hex(8)
+        training = Training(
+            work,
+            options=cluster,
+            train_loop_config={
+                "payload": ray.cloudpickle.dumps((trainer, module, data, stage, options)),
+                "path": [entry for entry in sys.path if entry],
+                "seed": current_seed(),
+                "committed": _committed(trainer),
+                "key": key,
+            },
+            torch_config=GroupConfig(),
+            scaling_config=ScalingConfig(
+                num_workers=trainer.worker_range or trainer.workers,
+                use_gpu=accelerator == "GPU",
+                resources_per_worker=resources,
+                placement_strategy=cluster.placement,
+                accelerator_type=cluster.accelerator_type,
+                elastic_resize_monitor_interval_s=cluster.resize_check_s,
+            ),
+            run_config=RunConfig(
+                storage_path=scratch,
+                logging_config=LoggingConfig(log_level="CRITICAL"),
+                callbacks=[Watch(cluster)],
+                worker_runtime_env=_own_environment(trainer),
+            ),
+        )
+        try:
+            returned = _supervised(training.fit, trainer, stage, key, lease).return_value
+        except TrainingFailedError as error:
+            raise _first_cause(error, trainer) from error
+        return _take_back(trainer, module, stage, returned)
+
+
+@contextlib.contextmanager
+def _logging() -> Iterator[None]:
+    """Leave the root logger as it was: Ray sets its level, and gives it handlers that stay."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        root.handlers[:] = handlers
+
+
+@contextlib.contextmanager
+def _lease(trainer: Trainer, stage: Work) -> Iterator[Lease | None]:
+    if trainer.run_directory is None or stage not in ("fit", "run"):
+        yield None
+        return
+    with Lease(trainer.run_directory.store) as lease:
+        yield lease
+
+
+def _committed(trainer: Trainer) -> str | None:
+    """The digest of the newest checkpoint that there is before anything was trained."""
+    url = last_committed(trainer)
+    with contextlib.suppress(NotFoundError, ShiplineError):
+        return None if url is None else open_checkpoint(url).manifest.digest
+    return None
+
+
+def _own_environment(trainer: Trainer) -> dict[str, Any]:
+    """What workers of a cluster that was there before get of the user's; a directory is sent with the connection."""
+    return {name: value for name, value in trainer.cluster.runtime_env.items() if name == "env_vars"}
+
+
+def _check_resources(trainer: Trainer, resources: dict[str, float]) -> None:
+    """Ray would wait for ever for what the cluster does not have, and will not get."""
+    workers = trainer.worker_range[0] if trainer.worker_range else trainer.workers
+    have = ray.cluster_resources()
+    could = cluster_state.get_max_resources_from_cluster_config() or {}  # of a cluster that grows
+    for name, each in resources.items():
+        room = max(have.get(name, 0), could.get(name, 0))
+        if each and room < workers * each:
+            least = "" if trainer.worker_range is None else " at least"
+            raise ConfigError(
+                f"Trainer has workers={workers}{least}, and each takes {each:g} {name}, but the cluster has {room:g}: "
+                f"set workers to {int(room // each)} or less."
+            )
+
+
+def _supervised(fit: Callable[[], Any], trainer: Trainer, stage: Work, key: str, lease: Lease | None) -> Any:
+    """Wait for the workers, for signals, and for the end of the cluster's head, which Ray itself notices late."""
+    outcome: Future[Any] = Future()
+    threading.Thread(target=_run, args=(fit, outcome), name="shipline-ray-train", daemon=True).start()
+    signals, told_at = Signals(), 0.0
+    answered = looked = time.monotonic()
+    with signals.handled():
+        while True:
+            with contextlib.suppress(FutureTimeoutError):
+                return outcome.result(timeout=_LOOK_S)
+            now = time.monotonic()
+            if signals.received is not None and not told_at:
+                told_at = _tell(signals.received, stage, key)
+            if told_at and now - told_at > trainer.cluster.grace_s:
+                raise ending(signals.received or 0)
+            if lease is not None and lease.is_lost:
+                raise TrainingError("Another driver has taken this run over, since this one seemed dead.")
+            if now - looked > _HEAD_S:
+                looked = now
+                answered = now if head_answers() else answered
+                if now - answered > trainer.cluster.head_timeout_s:
+                    raise TrainingError(
+                        f"The head of the cluster has not answered for {now - answered:.0f} s. Start the run again "
+                        "with ckpt_path='last' when there is a cluster."
+                    )
+
+
+def _run(fit: Callable[[], Any], outcome: Future[Any]) -> None:
+    try:
+        outcome.set_result(fit())
+    except BaseException as error:
+        outcome.set_exception(error)
+
+
+def _tell(number: int, stage: Work, key: str) -> float:
+    """Let the workers save and end; what cannot be saved ends at once."""
+    if stage != "fit":
+        raise ending(number)
+    _internal_kv_put(key.encode(), str(number).encode(), namespace=KV_NAMESPACE)
+    return time.monotonic()
+
+
+def _take_back(trainer: Trainer, module: Any, stage: Work, data: bytes) -> Any:
+    """Leave the driver's objects as a stage in this process would have left them."""
+    returned = ray.cloudpickle.loads(data)
+    if "weights" in returned:
+        tensors = safetensors.torch.load(returned["weights"])
+        module.load_state_dict(tensors | {name: tensors[source] for name, source in returned["tied"].items()})
+    for own, theirs in zip(trainer.callbacks, returned["callbacks"], strict=True):
+        own.__dict__.update(theirs.__dict__)
+    trainer.lineage = returned["lineage"]
+    for name, value in returned["state"].items():
+        setattr(trainer, name, value)
+    if returned["ended"] is not None:
+        raise SystemExit(returned["ended"])
+    if stage != "run":
+        trainer.module = module
+        attach(module, trainer)
+    return returned["found"]
+
+
+def _first_cause(error: TrainingFailedError, trainer: Trainer) -> ShiplineError:
+    """Return what a worker raised, if it is one of our errors, or one that names worker, node, step and cause."""
+    cause = getattr(error, "controller_failure", None) if isinstance(error, ControllerError) else None
+    if isinstance(cause, WorkerGroupStartupTimeoutError):
+        return TrainingError(
+            f"The cluster has had no room for {trainer.workers} workers for {trainer.cluster.wait_s:g} s: add nodes, "
+            "set workers=(least, most), or RayCluster(wait_s=...)."
+        )
+    if isinstance(error, WorkerGroupError) and (first := first_error(error)) is not None:
+        if first.error is not None:
+            return first.error
+        failure = TrainingError(f"{first}")
+        failure.add_note(first.trace)
+        return failure
+    fault = fault_of(error)
+    return TrainingError(f"{fault.text} Resume with ckpt_path='last'." if fault.cause == "loss" else fault.text)

@@ -1,0 +1,80 @@
+"""How workers on a Ray cluster find each other: a process group whose port is open to the cluster's network alone.
+
+PyTorch's own rendezvous listens on every network of the machine, and believes whoever connects.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import ray
+import torch.distributed as dist
+from ray.train.torch import TorchConfig
+from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
+from torch._C._distributed_c10d import PrefixStore, TCPStore
+
+#: Of the first worker: where the others find it, held until they come.
+_listening: socket.socket | None = None
+_KEY = "shipline"
+
+
+@dataclass
+class GroupConfig(TorchConfig):  # type: ignore[misc]
+    """Ray Train's TorchConfig with the rendezvous of this module."""
+
+    @property
+    def backend_cls(self) -> type:
+        """What joins the workers when they start, and after each fault."""
+        return _Backend
+
+
+class _Backend(_TorchBackend):  # type: ignore[misc]
+    def on_start(self, worker_group: Any, backend_config: GroupConfig) -> None:
+        resources = worker_group.get_resources_per_worker()
+        # Objects and flags go over gloo also where gradients go over NCCL: they need not wait for a device.
+        backend = backend_config.backend or ("cpu:gloo,cuda:nccl" if resources.get("GPU") else "gloo")
+        host, port = worker_group.execute_single(0, listen)
+        worker_group.execute(_set_torch_distributed_env_vars)
+        size = len(worker_group)
+        joined = [
+            worker_group.execute_single_async(rank, join, host, port, rank, size, backend, backend_config.timeout_s)
+            for rank in range(size)
+        ]
+        ray.get(joined)
+
+
+def listen() -> tuple[str, int]:
+    """Take a free port of this node's address in the cluster; return both."""
+    global _listening
+    host = ray.util.get_node_ip_address()
+    _listening = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    return host, _listening.getsockname()[1]
+
+
+def join(host: str, port: int, rank: int, size: int, backend: str, timeout_s: float) -> None:
+    """Join the process group as worker number `rank`."""
+    global _listening
+    os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
+    timeout, held = timedelta(seconds=timeout_s), None
+    if rank == 0:
+        assert _listening is not None
+        held, _listening = _listening.detach(), None
+    store = TCPStore(host, port, size, rank == 0, timeout, master_listen_fd=held)
+    _use_interface(host)
+    dist.init_process_group(backend, store=PrefixStore(_KEY, store), rank=rank, world_size=size, timeout=timeout)
+
+
+def _use_interface(host: str) -> None:
+    """Let gloo listen on the network on which the first worker is found, not on that of this machine's name."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, 9))  # sends nothing
+        own = probe.getsockname()[0]
+    import psutil
+
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(address.address.partition("%")[0] == own for address in addresses):
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)

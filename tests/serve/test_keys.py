@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -306,6 +307,20 @@ def test_wrong_keys_are_429_after_some_and_the_right_one_still_passes(repository
         right = {"authorization": f"Bearer {INFERENCE}"}
         assert client.post(server.url + INFER, content=x(), headers=right).status_code == 200
         assert client.get(f"{server.url}/v2").status_code == 401  # none is not a wrong one
+
+
+def test_a_hundred_thousand_wrong_keys_let_nobody_in_and_fill_nothing(keys: str) -> None:
+    access = Access(Keys(keys))
+    access._wrong = WrongTries(lambda: 0.0)
+    refused = Counter[int]()
+    for number in range(100_000):
+        try:
+            access.authorise(["/v2"], [(b"x-api-key", b"wrong-%d" % number)], f"10.0.{number % 256}.1")
+        except RequestError as error:
+            refused[error.status] += 1
+    assert refused == {401: 20 * 256, 429: 100_000 - 20 * 256}
+    assert len(access._wrong._clients) == 256
+    access.authorise(["/v2"], [(b"x-api-key", INFERENCE.encode())], "10.0.0.1")
 
 
 def test_wrong_tries_are_forgotten_after_a_minute_and_the_table_is_bounded() -> None:

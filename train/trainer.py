@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from shipline.checkpoint import Checkpoint
-from shipline.errors import ConfigError, TrainingError
+from shipline.errors import ConfigError, NotFoundError, TrainingError
 from shipline.lineage import Lineage, publishable
 from shipline.store import absolute, join, open_store
 from shipline.train import checkpoints, distributed, loops
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from shipline.train.module import Module
     from shipline.train.plain import Loop
     from shipline.train.stage import Work
+
+logger = logging.getLogger(__name__)
 
 
 class Trainer(Runtime):
@@ -61,7 +64,8 @@ class Trainer(Runtime):
             train_dataloaders: a loader of training batches, several in a list or dict, or a DataModule.
             val_dataloaders: a loader of validation batches, or several.
             datamodule: instead of the loaders.
-            ckpt_path: URL of a checkpoint to go on from, or "last" or "best" of this experiment.
+            ckpt_path: URL of a checkpoint to go on from, or "last" or "best" of this experiment; "auto" is the last, if
+                there is one yet: for what is started again by itself.
             weights_only: taken for Lightning's sake: no checkpoint here can run code.
 
         Raises:
@@ -169,6 +173,7 @@ class Trainer(Runtime):
             ckpt_path = "best" if ckpt_path is None and self.checkpoint_callback is not None else ckpt_path
         module = self._take(model)
         if ckpt_path is not None:
+            ckpt_path = "last" if ckpt_path == "auto" else ckpt_path
             checkpoint = self._find_checkpoint(ckpt_path, self.name or type(module).__name__.lower())
             assert checkpoint is not None
             checkpoints.load_module(module, checkpoint)
@@ -266,6 +271,12 @@ class Trainer(Runtime):
     def _find_checkpoint(self, ckpt_path: str | None, name: str) -> Checkpoint | None:
         if ckpt_path is None:
             return None
+        if ckpt_path == "auto":
+            try:
+                return self._find_checkpoint("last", name)
+            except NotFoundError:
+                logger.info("There is no checkpoint of %s yet: the run begins.", join(self.default_root_dir, name))
+                return None
         if ckpt_path in ("last", "best"):
             ckpt_path = join(join(self.default_root_dir, name), ckpt_path)
         return checkpoints.find_checkpoint(absolute(ckpt_path))

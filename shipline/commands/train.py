@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 from shipline.commands.console import console, split_positional
 from shipline.commands.links import EXAMPLE, add_links, check_links
 from shipline.commands.logs import log_to_terminal
+from shipline.commands.submit import add_submit_options, submit, taken
 from shipline.commands.trainer_options import add_trainer, import_named
 from shipline.config import Sources, build, dumped, new_parser, parse, read_sources
 from shipline.store import redact
@@ -28,13 +29,18 @@ _SIGNALLED = (130, 143)  # what a process ends with after Ctrl-C and SIGTERM
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Train as the file and the options say."""
+    """Train as the file and the options say: here, or as a job of a cluster."""
     arguments = log_to_terminal(arguments)
     config, rest = split_positional(arguments)
     sources = read_sources(rest, config, os.environ)
     parser = train_parser("train", "Train a module. The first argument may be a YAML file.", sources)
+    add_submit_options(parser)
     settings = parse(parser, sources)
     check_links(settings, sources)
+    cluster, excludes = taken(settings)
+    if cluster is not None:
+        submit(cluster, excludes, parser, settings, sources)
+        return
     objects = instantiate(parser, settings, settings.seed_everything)
     finished = fit(objects, dumped(parser, settings), sources, "--ckpt_path")
     if finished.best_url is not None and finished.url is not None:
@@ -60,7 +66,10 @@ def add_run_options(parser: ArgumentParser, sources: Sources) -> None:
     parser.add_argument("--seed_everything", type=int | None, default=None, help="Seed of every generator.")
     parser.add_argument("--import_path", type=list[str], default=[], help="More directories to import modules from.")
     parser.add_argument(
-        "--ckpt_path", type=str | None, default=None, help="Checkpoint to go on from; or 'last' or 'best'."
+        "--ckpt_path",
+        type=str | None,
+        default=None,
+        help="Checkpoint to go on from; or 'last', 'best', or 'auto': the last, if there is one yet.",
     )
     parser.add_argument(
         "--link", type=dict[str, str], default={},
@@ -94,7 +103,7 @@ def fit(objects: Any, settings: dict[str, Any], sources: Sources, resume: str) -
     trainer: Trainer = objects.trainer
     where = [*sources.directories, Path.cwd()]
     trainer.config = settings | {"import_path": list(dict.fromkeys(str(path.absolute()) for path in where))}
-    if settings["ckpt_path"] in ("last", "best"):
+    if settings["ckpt_path"] in ("last", "best", "auto"):
         trainer.config["ckpt_path"] = None
     try:
         return trainer.fit(objects.module, datamodule=objects.data, ckpt_path=settings["ckpt_path"])

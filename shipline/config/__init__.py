@@ -4,8 +4,19 @@
 `places` where.
 """
 
-from shipline.config.mistakes import arguments_of
+from shipline.config.mistakes import arguments_of, option_names
 from shipline.config.parser import build, dumped, import_from, new_parser, parse
-from shipline.config.sources import Sources, read_sources
+from shipline.config.sources import Sources, read_sources, variables
 
-__all__ = ["Sources", "arguments_of", "build", "dumped", "import_from", "new_parser", "parse", "read_sources"]
+__all__ = [
+    "Sources",
+    "arguments_of",
+    "build",
+    "dumped",
+    "import_from",
+    "new_parser",
+    "option_names",
+    "parse",
+    "read_sources",
+    "variables",
+]

@@ -27,7 +27,7 @@ FORBIDDEN: dict[str, dict[str, tuple[str, ...]]] = {
         **dict.fromkeys(
             ("onnx", "onnxruntime", "onnxscript", "openvino", *WEB, "shipline.export", "shipline.serve"), ()
         ),
-        "ray": ("shipline.train.launch",),
+        "ray": ("shipline.train.launch", "shipline.train.submission"),
     },
     "export": dict.fromkeys(("ray", "openvino", *WEB, "shipline.train", "shipline.serve"), ()),
     "serve": {

@@ -94,12 +94,15 @@ def writes_only_where_it_may(manifests: Manifests) -> Complaints:
 
 def bounds_what_it_writes(manifests: Manifests) -> Complaints:
     for pod in pods(manifests):
-        sizes = [volume["emptyDir"].get("sizeLimit") for volume in pod.volumes if "emptyDir" in volume]
-        limits = [c.get("resources", {}).get("limits", {}).get("ephemeral-storage", 0) for c in pod.containers]
-        if None in sizes:
+        volumes = [volume["emptyDir"] for volume in pod.volumes if "emptyDir" in volume]
+        if any("sizeLimit" not in volume for volume in volumes):
             yield f"{pod.where}: an emptyDir has no sizeLimit"
-        elif sum(map(quantity, sizes)) > sum(map(quantity, limits)):
-            yield f"{pod.where}: its volumes hold more than the ephemeral storage that it may use"
+            continue
+        for resource, medium in (("ephemeral-storage", ""), ("memory", "Memory")):
+            held = sum(quantity(each["sizeLimit"]) for each in volumes if each.get("medium", "") == medium)
+            limits = [c.get("resources", {}).get("limits", {}).get(resource, 0) for c in pod.containers]
+            if held > sum(map(quantity, limits)):
+                yield f"{pod.where}: its volumes hold more than the {resource} that it may use"
 
 
 def keeps_its_cache_within_the_volume(manifests: Manifests) -> Complaints:
@@ -182,7 +185,7 @@ def cannot_reach_the_metadata_service(manifests: Manifests) -> Complaints:
 
 
 def reaches_its_store(manifests: Manifests) -> Complaints:
-    for pod in servers(manifests):
+    for pod in pods(manifests):
         selecting = policies(manifests, pod, "Egress")
         if not any(lets_out(policy, SOMEWHERE, ("TCP", 443)) for policy in selecting):
             yield f"{pod.where}: may not send to an object store over HTTPS"
@@ -205,7 +208,7 @@ def is_asked_by_those_who_may(manifests: Manifests) -> Complaints:
 
 
 def is_not_open_to_the_world(manifests: Manifests) -> Complaints:
-    """Health and metrics share the port of the predictions: nothing leads to them from outside the cluster."""
+    """The port of the predictions has health and metrics, too: nothing leads to them from outside the cluster."""
     for service in of_kind(manifests, "Service"):
         if service["spec"].get("type", "ClusterIP") != "ClusterIP" or service["spec"].get("externalIPs"):
             yield f"{title(service)}: reaches outside the cluster"
@@ -248,10 +251,16 @@ def is_probed_on_paths_that_exist(manifests: Manifests) -> Complaints:
             for name, probe in asked.items():
                 if probe.get("path") not in routes():
                     yield f"{pod.where}: {name} asks {probe.get('path')}, which the server does not have"
-                if port_number(probe.get("port"), container) is None:
-                    yield f"{pod.where}: {name} asks a port that the container does not have"
+                if port_number(probe.get("port"), container) != listening(container, "--health-port"):
+                    yield f"{pod.where}: {name} asks another port than the one for health"
             if asked["readinessProbe"].get("path") == asked["livenessProbe"].get("path"):
                 yield f"{pod.where}: what is not ready is restarted"
+
+
+def listening(container: Container, option: str) -> int | None:
+    """The port that the server is told to listen on, where the container declares it."""
+    words = container.get("args", [])
+    return port_number(int(words[words.index(option) + 1]), container) if option in words else None
 
 
 def allowance(container: Container) -> float:
@@ -313,12 +322,15 @@ def has_a_way_to_its_port(manifests: Manifests) -> Complaints:
         if not behind:
             yield f"{title(service)}: no pod is behind it"
         targets = [port.get("targetPort", port["port"]) for port in service["spec"]["ports"]]
-        if any(port_number(target, pod.main) is None for target in targets for pod in behind):
+        reached = [port_number(target, pod.main) for target in targets for pod in behind]
+        if None in reached:
             yield f"{title(service)}: its targetPort is not a port of the container"
+        elif any(listening(pod.main, "--health-port") in reached for pod in behind):
+            yield f"{title(service)}: leads to the port for health"
     for pod in servers(manifests):
-        words = pod.main.get("args", [])
-        if "--port" not in words or port_number(int(words[words.index("--port") + 1]), pod.main) is None:
-            yield f"{pod.where}: listens on another port than it declares"
+        for option in ("--port", "--health-port"):
+            if listening(pod.main, option) is None:
+                yield f"{pod.where}: listens on another {option} than it declares"
 
 
 def selects_its_own_pods(manifests: Manifests) -> Complaints:

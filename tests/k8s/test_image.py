@@ -1,4 +1,4 @@
-"""The serving image: small, not root, and what it copies is there. Read from the Dockerfile; nothing is built."""
+"""The images: not root, versions pinned, and what they copy is there. Read from the Dockerfiles; nothing is built."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 import yaml
 from helpers import ROOT
 
-DOCKERFILE = (ROOT / "k8s" / "Dockerfile").read_text()
+SERVING = (ROOT / "k8s" / "Dockerfile").read_text()
+TRAINING = (ROOT / "k8s" / "Dockerfile.train").read_text()
 HEAVY = {"torch", "ray", "onnx", "onnxscript", "matplotlib", "sympy"}
 Instruction = tuple[str, str]
 Rule = Callable[[list[Instruction]], Iterator[str]]
@@ -61,6 +62,14 @@ def installs_only_what_serving_needs(found: list[Instruction]) -> Iterator[str]:
         yield f"it installs {name}"
 
 
+def installs_what_training_needs(found: list[Instruction]) -> Iterator[str]:
+    run = " ".join(arguments(found, "RUN"))
+    for extra in sorted({"train", "ray", "export", "s3"} - extras_of(run)):
+        yield f"it does not install {extra}"
+    if "scikit-learn" not in run.split():
+        yield "the example finds no data"
+
+
 def installs_the_pinned_versions(found: list[Instruction]) -> Iterator[str]:
     for command in re.split(r"&&|;", " ".join(arguments(found, "RUN"))):
         if " install " in command and " -c constraints.txt" not in command:
@@ -99,6 +108,24 @@ def makes_the_server_process_one(found: list[Instruction]) -> Iterator[str]:
         yield "a shell would get the signals, or the arguments of the container mean something else"
 
 
+def leaves_the_command_to_the_operator(found: list[Instruction]) -> Iterator[str]:
+    if arguments(found, "ENTRYPOINT") or arguments(found, "CMD"):
+        yield "it starts something else than the operator asks for"
+    environment = " ".join(arguments(last_stage(found), "ENV"))
+    if "PATH=/opt/shipline/bin:$PATH" not in environment or "HOME=/tmp" not in environment:
+        yield "the operator's shell does not find ray, or ray has no home"
+
+
+def holds_the_example_of_the_job(found: list[Instruction]) -> Iterator[str]:
+    job = yaml.safe_load((ROOT / "k8s" / "train" / "job" / "rayjob.yaml").read_text())
+    wanted = job["spec"]["entrypoint"].split()[2]
+    copied = [words.split() for words in arguments(last_stage(found), "COPY") if "--from" not in words]
+    there = [target + str(path).removeprefix(str(ROOT / source))
+             for source, target in copied for path in (ROOT / source).rglob("*.yaml")]  # fmt: skip
+    if wanted not in there:
+        yield f"{wanted} is not in it"
+
+
 # rule, what it says, what to replace in the Dockerfile, by what
 BROKEN: list[tuple[Rule, str, str, str]] = [
     (installs_only_what_serving_needs, "installs torch", "[serve,s3]", "[serve,s3,train]"),
@@ -115,16 +142,31 @@ BROKEN: list[tuple[Rule, str, str, str]] = [
     (copies_what_the_build_needs, "nothing does not exist", "COPY train train", "COPY train nothing train"),
     (makes_the_server_process_one, "a shell", 'ENTRYPOINT ["shipline"]', "ENTRYPOINT shipline"),
 ]
-RULES = list(dict.fromkeys(rule for rule, *_ in BROKEN))
+BROKEN_TRAINING: list[tuple[Rule, str, str, str]] = [
+    (installs_what_training_needs, "install ray", "[train,ray,export,s3]", "[train,export,s3]"),
+    (installs_what_training_needs, "no data", " scikit-learn\n", "\n"),
+    (installs_the_pinned_versions, "newest", "-c constraints.txt --no-build-isolation", "--no-build-isolation"),
+    (runs_as_the_user_of_the_manifests, "runs as []", "USER 10001:10001", ""),
+    (starts_from_a_named_version, "python can", "FROM python:3.11-slim\n", "FROM python\n"),
+    (copies_what_the_build_needs, "serve is not", "COPY serve serve\n", ""),
+    (leaves_the_command_to_the_operator, "something else", "USER 10001:10001", 'ENTRYPOINT ["shipline"]'),
+    (leaves_the_command_to_the_operator, "no home", " HOME=/tmp", ""),
+    (holds_the_example_of_the_job, "train.yaml is not in it", "COPY examples /opt/shipline/examples\n", ""),
+]
+CASES = [(SERVING, *case) for case in BROKEN] + [(TRAINING, *case) for case in BROKEN_TRAINING]
+KEPT = dict.fromkeys((text, rule) for text, rule, *_ in CASES)
+NAMED = {SERVING: "serving", TRAINING: "training"}
 
 
-@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-def test_the_image_keeps_the_rule(rule: Rule) -> None:
-    assert list(rule(instructions(DOCKERFILE))) == []
+@pytest.mark.parametrize(("dockerfile", "rule"), KEPT, ids=[f"{NAMED[t]}-{r.__name__}" for t, r in KEPT])
+def test_the_image_keeps_the_rule(dockerfile: str, rule: Rule) -> None:
+    assert list(rule(instructions(dockerfile))) == []
 
 
-@pytest.mark.parametrize(("rule", "said", "old", "new"), BROKEN, ids=[f"{r.__name__}-{s}" for r, s, _, _ in BROKEN])
-def test_a_rule_reports_an_image_that_breaks_it(rule: Rule, said: str, old: str, new: str) -> None:
-    assert DOCKERFILE.count(old) == 1
-    complaints = list(rule(instructions(DOCKERFILE.replace(old, new))))
+@pytest.mark.parametrize(
+    ("dockerfile", "rule", "said", "old", "new"), CASES, ids=[f"{NAMED[t]}-{r.__name__}-{s}" for t, r, s, _, _ in CASES]
+)
+def test_a_rule_reports_an_image_that_breaks_it(dockerfile: str, rule: Rule, said: str, old: str, new: str) -> None:
+    assert dockerfile.count(old) == 1
+    complaints = list(rule(instructions(dockerfile.replace(old, new))))
     assert any(said in complaint for complaint in complaints), complaints

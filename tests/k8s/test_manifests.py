@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,13 @@ from shipline.commands import serve as serve_command
 from shipline.serve.settings import ServerSettings
 
 from . import rules
+from .breaks import Break, also, at, drop, more, put, without
 from .manifests import Manifest, Manifests, pods, render, servers, title
 from .rules import RULES, Rule
+from .validity import validate
 
 K8S = ROOT / "k8s"
 OLDEST = "1.30"  # the first that has the kubelet's own `sleep` without being asked for it
-Break = Callable[[Manifests], None]
 
 pytestmark = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl, which renders them, is not installed")
 
@@ -57,7 +57,7 @@ def names(checks: list[Rule]) -> list[str]:
 @pytest.mark.parametrize("version", [OLDEST, kubernetes_validate.latest_version()])
 def test_every_rendered_manifest_is_valid_kubernetes(rendered: Manifests, version: str) -> None:
     for manifest in rendered:
-        kubernetes_validate.validate(manifest, version, strict=True)
+        validate(manifest, version)
 
 
 @pytest.mark.parametrize("rule", RULES, ids=names(RULES))
@@ -103,11 +103,12 @@ def test_the_command_line_takes_the_arguments_of_the_container(
     ((url, options),) = served
     assert url == "s3://models"
     assert (options["host"], options["port"], options["trust"]) == ("0.0.0.0", 8000, [])  # noqa: S104 -- compared alone
-    assert options["settings"] == ServerSettings()
+    assert options["settings"] == ServerSettings(health_port=8081)
 
 
 def test_the_overlay_of_the_readme_renders_and_keeps_every_rule(tmp_path: Path) -> None:
-    overlay = re.findall(r"```yaml\n(.*?)```", (K8S / "README.md").read_text(), re.DOTALL)
+    overlays = re.findall(r"```yaml\n(.*?)```", (K8S / "README.md").read_text(), re.DOTALL)
+    overlay = [text for text in overlays if "../../base" in text]
     assert len(overlay) == 1
     shutil.copytree(K8S / "base", tmp_path / "base")
     mine = tmp_path / "overlays" / "mine"
@@ -126,59 +127,6 @@ POD = ("Deployment", "spec", "template", "spec")
 SERVE = (*POD, "containers", 0)
 POLICY = ("NetworkPolicy", "spec")
 EGRESS = (*POLICY, "egress")
-
-
-def at(manifests: Manifests, kind: str, *path: str | int) -> Any:
-    """What stands in the one manifest of this kind, at this path."""
-    (node,) = [manifest for manifest in manifests if manifest["kind"] == kind]
-    found: Any = node
-    for key in path:
-        found = found[key]
-    return found
-
-
-def put(value: Any, *path: str | int) -> Break:
-    """Set what stands at the path, whose first part is a kind."""
-
-    def change(manifests: Manifests) -> None:
-        kind, *inner, key = path
-        at(manifests, str(kind), *inner)[key] = value
-
-    return change
-
-
-def drop(*path: str | int) -> Break:
-    """Take away what stands at the path."""
-
-    def change(manifests: Manifests) -> None:
-        kind, *inner, key = path
-        del at(manifests, str(kind), *inner)[key]
-
-    return change
-
-
-def more(value: Any, *path: str | int) -> Break:
-    """Append to the list at the path."""
-
-    def change(manifests: Manifests) -> None:
-        kind, *inner = path
-        at(manifests, str(kind), *inner).append(value)
-
-    return change
-
-
-def without(kind: str) -> Break:
-    """Take away every manifest of a kind."""
-
-    def change(manifests: Manifests) -> None:
-        manifests[:] = [manifest for manifest in manifests if manifest["kind"] != kind]
-
-    return change
-
-
-def also(manifest: Manifest) -> Break:
-    """Add a manifest."""
-    return lambda manifests: manifests.append({"metadata": {"name": "later"}, **manifest})
 
 
 BARE = {"name": "later", "image": "busybox"}
@@ -217,6 +165,7 @@ BROKEN: list[tuple[Rule, str, Break]] = [
     (rules.writes_only_where_it_may, "/tmp", drop(*SERVE, "volumeMounts", 1)),
     (rules.bounds_what_it_writes, "sizeLimit", put({}, *POD, "volumes", 0, "emptyDir")),
     (rules.bounds_what_it_writes, "hold more", put("1Gi", *SERVE, "resources", "limits", "ephemeral-storage")),
+    (rules.bounds_what_it_writes, "than the memory", put("Memory", *POD, "volumes", 0, "emptyDir", "medium")),
     (rules.keeps_its_cache_within_the_volume, "CACHE_BYTES", put("6Gi", *POD, "volumes", 0, "emptyDir", "sizeLimit")),
     (rules.keeps_its_cache_within_the_volume, "CACHE_BYTES", drop(*SERVE, "env", 1)),
     (rules.keeps_its_cache_within_the_volume, "CACHE_DIR", put("/root", *SERVE, "env", 0, "value")),
@@ -256,7 +205,8 @@ BROKEN: list[tuple[Rule, str, Break]] = [
         for probe in ("startupProbe", "readinessProbe", "livenessProbe")
     ],
     (rules.is_probed_on_paths_that_exist, "/healthz", put("/healthz", *SERVE, "livenessProbe", "httpGet", "path")),
-    (rules.is_probed_on_paths_that_exist, "a port that", put(8001, *SERVE, "livenessProbe", "httpGet", "port")),
+    (rules.is_probed_on_paths_that_exist, "another port", put(8001, *SERVE, "livenessProbe", "httpGet", "port")),
+    (rules.is_probed_on_paths_that_exist, "another port", put("http", *SERVE, "readinessProbe", "httpGet", "port")),
     (rules.is_probed_on_paths_that_exist, "is restarted", put(READY, *SERVE, "livenessProbe", "httpGet", "path")),
     (rules.has_time_to_load, "restarted before", put(30, *SERVE, "startupProbe", "failureThreshold")),
     (rules.has_time_to_load, "rollout", drop("Deployment", "spec", "progressDeadlineSeconds")),
@@ -270,7 +220,9 @@ BROKEN: list[tuple[Rule, str, Break]] = [
     (rules.lets_nodes_be_drained_one_by_one, "no node", put(0, "PodDisruptionBudget", "spec", "maxUnavailable")),
     (rules.has_a_way_to_its_port, "targetPort", put("web", "Service", "spec", "ports", 0, "targetPort")),
     (rules.has_a_way_to_its_port, "no pod", put({"app": "other"}, "Service", "spec", "selector")),
-    (rules.has_a_way_to_its_port, "another port", put("8001", *SERVE, "args", -1)),
+    (rules.has_a_way_to_its_port, "another --health-port", put("8001", *SERVE, "args", -1)),
+    (rules.has_a_way_to_its_port, "another --port", put("8001", *SERVE, "args", -3)),
+    (rules.has_a_way_to_its_port, "port for health", put("health", "Service", "spec", "ports", 0, "targetPort")),
     (rules.selects_its_own_pods, "no pod", put({"app": "other"}, *POLICY, "podSelector", "matchLabels")),
     (rules.selects_its_own_pods, "own pods", put({"app": "other"}, "Deployment", "spec", "selector", "matchLabels")),
     (rules.gets_the_environment_that_it_uses, "SHIPLINE_URL is used", drop("ConfigMap", "data", "SHIPLINE_URL")),

@@ -386,6 +386,18 @@ def test_where_every_checkpoint_is_damaged_the_first_reason_is_given(tmp_path: P
         new_trainer(tmp_path, max_epochs=2).fit(Mlp(), train_loader(32), ckpt_path="last")
 
 
+def test_auto_begins_where_there_is_no_checkpoint_yet(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What is started again by itself has one command line for the first time and for all others."""
+    with pytest.raises(NotFoundError):
+        new_trainer(tmp_path, max_epochs=1).fit(Mlp(), train_loader(32), ckpt_path="last")
+    with caplog.at_level("INFO", logger="shipline"):
+        first = new_trainer(tmp_path, max_epochs=1).fit(Mlp(), train_loader(32), ckpt_path="auto")
+    assert "There is no checkpoint of " in caplog.text
+    again = new_trainer(tmp_path, max_epochs=3)
+    assert again.fit(Mlp(), train_loader(32), ckpt_path="auto").url == first.url
+    assert (again.epochs_done, again.global_step) == (3, 3)
+
+
 def test_a_checkpoint_of_weights_only_resumes_no_run(tmp_path: Path) -> None:
     keep = sl.ModelCheckpoint(save_weights_only=True)
     first = new_trainer(tmp_path, max_epochs=1, callbacks=keep).fit(Mlp(), train_loader(32))

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 from small_modules import Cells, CellTable, Digits, Tiny, fit
+from torch import nn
 
 import shipline as sl
 from shipline.artifact import Artifact, open_model
 from shipline.compose import evaluator
 from shipline.export import Source, exporter, workbench
+from shipline.export.convert import onnx
 from shipline.export.plan import SEARCHED
 from shipline.export.proof import Proof, prove
 from shipline.export.trained import Trained, look_at
@@ -27,10 +30,26 @@ LAX: dict[str, Any] = {"min_speedup": 0.0, "max_metric_drop": 0.05}
 
 
 @pytest.fixture
-def quick_search(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick_search(monkeypatch: pytest.MonkeyPatch, converted_once: Callable[..., bytes]) -> None:
     """Search what is made and tried in a moment; a compiler takes its time, and so does a process for each file."""
     monkeypatch.delitem(SEARCHED, "aotinductor")
     monkeypatch.setattr(workbench, "survive", lambda *_: None)
+    monkeypatch.setattr(onnx, "to_onnx", converted_once)
+
+
+@pytest.fixture(scope="session")
+def converted_once(looked_at: Trained) -> Callable[..., bytes]:
+    """What converts, and makes the graph of the trained digits once: for tests of what comes after."""
+    convert, own = onnx.to_onnx, safetensors.torch.save(looked_at.module.state_dict())
+    known: list[bytes] = []
+
+    def converted(module: nn.Module, *rest: Any) -> bytes:
+        if type(module) is not Tiny or safetensors.torch.save(module.state_dict()) != own:
+            return convert(module, *rest)
+        known[:] = known or [convert(module, *rest)]
+        return known[0]
+
+    return converted
 
 
 @pytest.fixture(scope="session")

@@ -15,6 +15,7 @@ from helpers import ROOT, free_port
 from test_line import SHIPLINE, run, serving
 
 import shipline as sl
+from shipline.commands import main
 
 pytestmark = pytest.mark.timeout(900)  # the first test waits for a training and several exports
 
@@ -38,15 +39,25 @@ def commands(word: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with the examples, in which the README's training and export were run."""
+    """A directory with the examples, in which the README's training and exports were run."""
     where = tmp_path_factory.mktemp("readme")
     (where / "examples").symlink_to(ROOT / "examples")
     (where / "theirs.onnx").write_bytes(artifacts.linear().model)
     train, *exports, foreign, inspect = commands("shipline train")[:6]
     # The latency of a tiny graph must not decide on a busy machine.
-    for line in (train, *(f"{export} --recipe.min_speedup 0" for export in exports), foreign, inspect):
-        run(*line.split()[1:], cwd=where)
+    run(*train.split()[1:], cwd=where)
+    for line in (*(f"{export} --recipe.min_speedup 0" for export in exports), foreign, inspect):
+        run_here(*line.split()[1:], cwd=where)
     return where
+
+
+def run_here(*arguments: str, cwd: Path) -> None:
+    """Run a command of ours in this process: each other one would import torch and scikit-learn anew."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(cwd)
+        patch.setattr(sys, "path", list(sys.path))  # the directory of a run's module is added to it
+        assert main(arguments) == 0
+    sys.modules.pop("digits", None)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -90,6 +91,7 @@ class Batcher:
         self._free = self._count = max(threads, 1)
         self._row_s = 0.0  # that a row has taken lately, in one of so many threads
         self._sweep: asyncio.TimerHandle | None = None
+        self._delayed: deque[asyncio.TimerHandle] = deque()  # of batches that are not full
         self._empty = asyncio.Event()
         self._ended = time.perf_counter()  # the last batch
         self._watched: asyncio.Event | None = None  # set when the next one does
@@ -130,9 +132,12 @@ class Batcher:
             self._free -= 1
             # Not at once: requests that arrived in the same turn of the loop join this batch.
             if self._delay_s:
-                loop.call_later(self._delay_s, self._next, loop)
+                self._delayed.append(loop.call_later(self._delay_s, self._delay_is_over, loop))
             else:
                 loop.call_soon(self._next, loop)
+        if self._delayed and self._waiting.rows >= self._max_batch:
+            self._delayed.popleft().cancel()
+            loop.call_soon(self._next, loop)
         return job
 
     async def responds(self, row: Arrays, recent_s: float, limit_s: float) -> bool:
@@ -178,6 +183,10 @@ class Batcher:
             self._sweep.cancel()
         if self._threads is not None:
             self._threads.close()
+
+    def _delay_is_over(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._delayed.popleft()
+        self._next(loop)
 
     def _next(self, loop: asyncio.AbstractEventLoop) -> None:
         """Take a batch and run it, here or in a thread."""

@@ -54,14 +54,23 @@ def model_config(model: ServedModel) -> dict[str, Any]:
         "input": [_configured(spec) for spec in manifest.signature.inputs],
         "output": [_configured(spec) for spec in manifest.signature.outputs],
         "instance_group": [{"name": manifest.name, "kind": "KIND_CPU", "count": model.instances}],
-        "dynamic_batching": {"preferred_batch_size": [model.batch_size], "max_queue_delay_microseconds": 0},
+        "dynamic_batching": {
+            "preferred_batch_size": [model.batch_size],
+            "max_queue_delay_microseconds": round(model.batch_delay_s * 1e6),
+        },
         "default_model_filename": manifest.model_file,
     }
 
 
 def model_statistics(models: list[ServedModel], metrics: Metrics) -> dict[str, Any]:
     """Return how many requests each model has answered, and how long their parts took."""
-    return {"model_stats": [metrics.statistics(model.name, model.version) for model in models]}
+    return {
+        "model_stats": [
+            metrics.statistics(model.name, model.version)
+            | {"memory_usage": [{"type": "CPU", "id": 0, "byte_size": model.memory_bytes}]}
+            for model in models
+        ]
+    }
 
 
 def repository_index(repository: Repository, *, ready: bool) -> list[dict[str, str]]:

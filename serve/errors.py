@@ -33,6 +33,10 @@ def late() -> RequestError:
     return RequestError(504, "There was no answer in time.")
 
 
+class MemoryLimitError(ServingError):
+    """A model would take more memory than the operator has allowed."""
+
+
 class BackendError(ServingError):
     """What a backend in a process of its own raised, or did to that process."""
 

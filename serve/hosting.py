@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from shipline.errors import MissingExtraError
 from shipline.plugins import load_target
+from shipline.serve.memory import Memory
 from shipline.serve.metrics import Metrics
 from shipline.serve.trust import Trust
 
@@ -28,11 +29,15 @@ class Hosting:
         metrics: count what they do.
         trust: says which of them may hold code.
         tracing: tells what became of each request; None is nobody.
+        memory: counts what they take, and limits it.
+        batch_delay_s: seconds that a batch which is not full waits for more.
     """
 
     metrics: Metrics = field(default_factory=Metrics)
     trust: Trust = field(default_factory=Trust)
     tracing: Tracing | None = None
+    memory: Memory = field(default_factory=Memory)
+    batch_delay_s: float = 0.0
 
 
 def open_tracing(url: str | None) -> Tracing | None:

@@ -95,6 +95,12 @@ class IsolatedBackend(Backend):
         return backend
 
     @property
+    def pid(self) -> int | None:
+        """The process id of its process, where there is one."""
+        child = self._child
+        return None if child is None else child.pid
+
+    @property
     def available(self) -> bool:
         """Whether there is a process, or will be one at once."""
         return not self._resting

@@ -41,6 +41,10 @@ class Metrics:
             multiprocess_mode="livemin",
         )  # fmt: skip
 
+        self.memory = Gauge(
+            "shipline_model_bytes", "Bytes of the model's file, and of memory that it takes", (*_LABELS, "of"),
+            registry=self.registry, multiprocess_mode="livesum",
+        )  # fmt: skip
         self.dropped = Counter(
             "shipline_log_lines_dropped", "Lines of the log that nobody could be told", registry=self.registry
         )
@@ -111,6 +115,11 @@ class ModelMetrics(BatcherStats):
     def ready(self, *, value: bool) -> None:
         """Say whether the version takes traffic."""
         self._metrics.ready.labels(*self._labels).set(value)
+
+    def memory(self, file: int, taken: int) -> None:
+        """Say how large the model's file is, and how much memory it takes."""
+        self._metrics.memory.labels(*self._labels, "file").set(file)
+        self._metrics.memory.labels(*self._labels, "memory").set(taken)
 
     def answered(self, endpoint: str, status: int, seconds: float) -> None:
         """Count a request."""

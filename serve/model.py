@@ -19,6 +19,7 @@ from shipline.serve.golden import Example, GoldenRows, replay
 from shipline.serve.hosting import Hosting
 from shipline.serve.isolated import IsolatedBackend, backend_class
 from shipline.serve.jobs import Job, Terms
+from shipline.serve.memory import resident
 from shipline.serve.threads import in_thread
 from shipline.serve.unproven import UnprovenModel
 
@@ -50,6 +51,9 @@ class ServedModel:
         tracing = hosting.tracing
         self.tracing = None if tracing is None else tracing.for_model(manifest.name, manifest.version)
         self._backend = backend
+        self._memory = hosting.memory
+        self.batch_delay_s = hosting.batch_delay_s
+        self.memory_bytes = 0
         self._users, self._unused = 0, asyncio.Event()
         settings = manifest.serving
         self.batch_size = min(settings.preferred_batch_size or settings.max_batch_size, settings.max_batch_size)
@@ -67,6 +71,7 @@ class ServedModel:
             threads=threads,
             stats=self.metrics,
             traced=None if self.tracing is None else self.tracing.batch,
+            delay_s=hosting.batch_delay_s,
         )
 
     @classmethod
@@ -93,12 +98,34 @@ class ServedModel:
         chosen = backend_class(manifest.backend)
         hosting.trust.check(artifact, chosen)
         processing = Processing.from_json(artifact.read(PROCESSING)) if PROCESSING in artifact else None
-        backend = chosen.load(artifact.read(manifest.model_file), manifest.serving)
+        graph = artifact.read(manifest.model_file)
+        hosting.memory.check(manifest.name, len(graph))
+        before = resident()
+        backend = chosen.load(graph, manifest.serving)
         try:
-            return cls(manifest, backend, processing, example, hosting)
+            model = cls(manifest, backend, processing, example, hosting)
+            model.take_memory(len(graph), before)
         except BaseException:
             backend.close()
             raise
+        return model
+
+    def take_memory(self, at_least: int, before: int) -> None:
+        """Count the memory that it takes.
+
+        Args:
+            at_least: bytes of its file.
+            before: bytes of this process when it was not loaded.
+
+        Raises:
+            MemoryLimitError: that is too much.
+        """
+        backend = self._backend
+        grown = resident(backend.pid) if isinstance(backend, IsolatedBackend) else resident() - before
+        self.memory_bytes = max(grown, at_least)
+        self._memory.check(self.name, self.memory_bytes)
+        self._memory.take(self, self.memory_bytes)
+        self.metrics.memory(at_least, self.memory_bytes)
 
     @property
     def name(self) -> str:
@@ -191,6 +218,8 @@ class ServedModel:
     def close(self) -> None:
         """Give back threads and memory."""
         self.metrics.ready(value=False)
+        self.metrics.memory(0, 0)
+        self._memory.give_back(self)
         self._batcher.close()
         self._backend.close()
 

@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from shipline.artifact import Artifact, find_artifact, find_artifacts
 from shipline.errors import ConfigError, NotFoundError
-from shipline.serve.errors import RequestError
+from shipline.serve.errors import MemoryLimitError, RequestError
 from shipline.serve.hosting import Hosting
 from shipline.serve.model import ServedModel
 from shipline.serve.threads import in_thread
@@ -96,6 +96,10 @@ class Repository:
             except NotFoundError:
                 self._put_back(name, before)
                 raise no_such_model() from None
+            except MemoryLimitError as error:
+                logger.error("%s", error)
+                self._put_back(name, before or Status(name, "", State.UNAVAILABLE, "there is no memory for it"))
+                raise RequestError(507, str(error)) from error
             except Exception as error:  # runtimes raise what they like
                 logger.error("Model %r cannot be loaded: %s", name, error)
                 self._put_back(name, before or Status(name, "", State.UNAVAILABLE, "it could not be loaded"))

@@ -25,6 +25,7 @@ from shipline.serve.http.connection import Config
 from shipline.serve.http.gate import Gate, Hosts, hosts_of
 from shipline.serve.http.listening import Server, health_config, tls_context
 from shipline.serve.keys import Keys
+from shipline.serve.memory import MIB, Memory
 from shipline.serve.settings import ServerSettings
 from shipline.serve.trust import Trust
 from shipline.store import redact
@@ -62,7 +63,13 @@ class Serving:
         self._url = url
         settings = settings or ServerSettings()
         access, hosts, tls = _guards(settings)
-        hosting = Hosting(trust=Trust(trust), tracing=open_tracing(settings.otel))
+        limit = None if settings.memory_mib is None else int(settings.memory_mib * MIB)
+        hosting = Hosting(
+            trust=Trust(trust),
+            tracing=open_tracing(settings.otel),
+            memory=Memory(limit),
+            batch_delay_s=settings.batch_delay_ms / 1e3,
+        )
         self._app = Application(url, self._fail, hosting)
         doors = doors or Doors.open(host, port, health_port=settings.health_port, grpc_port=grpc_port)
         self._doors = doors

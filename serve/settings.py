@@ -57,6 +57,9 @@ class ServerSettings:
         health_port: a second port, without TLS and keys, for health and metrics alone.
         otel: URL of the OpenTelemetry collector that traces are sent to, by OTLP over HTTP; without it, the one in
             OpenTelemetry's environment variables, if there is one.
+        batch_delay_ms: milliseconds that a batch which is not full waits for more requests. By default none: a free
+            backend takes at once what is there.
+        memory_mib: MiB that the models of a process may take together; a load beyond is refused.
         limits: how long and how much a client may take.
     """
 
@@ -67,12 +70,18 @@ class ServerSettings:
     tls_key: str | None = None
     health_port: int | None = None
     otel: str | None = None
+    batch_delay_ms: float = 0.0
+    memory_mib: float | None = None
     limits: Limits = Limits()
 
     def __post_init__(self) -> None:
         if (self.tls_cert is None) != (self.tls_key is None):
             missing = "tls_key" if self.tls_key is None else "tls_cert"
             raise ConfigError(f"{missing} is not set; a certificate and its private key go together.")
+        if not 0 <= self.batch_delay_ms <= 1000:
+            raise ConfigError(f"batch_delay_ms is {self.batch_delay_ms}; choose one from 0 to 1000.")
+        if self.memory_mib is not None and not self.memory_mib > 0:
+            raise ConfigError(f"memory_mib is {self.memory_mib}; choose one above 0.")
         if isinstance(self.allowed_hosts, str):
             raise ConfigError(
                 f"allowed_hosts is {self.allowed_hosts!r}; give a list, such as [{self.allowed_hosts!r}]."

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from shipline.export.recipe import Recipe as Recipe
     from shipline.processing import Processing as Processing
     from shipline.serve.server import serve as serve
+    from shipline.serve.settings import Limits as Limits, ServerSettings as ServerSettings
     from shipline.signature import Signature as Signature, TensorSpec as TensorSpec
     from shipline.train import (
         Callback as Callback,
@@ -45,10 +46,12 @@ _SURFACE = {
     "Client": "shipline.client:Client",
     "DataModule": "shipline.train:DataModule",
     "EarlyStopping": "shipline.train:EarlyStopping",
+    "Limits": "shipline.serve.settings:Limits",
     "ModelCheckpoint": "shipline.train:ModelCheckpoint",
     "Module": "shipline.train:Module",
     "Processing": "shipline.processing:Processing",
     "Recipe": "shipline.export:Recipe",
+    "ServerSettings": "shipline.serve.settings:ServerSettings",
     "ShiplineError": "shipline.errors:ShiplineError",
     "Signature": "shipline.signature:Signature",
     "TensorSpec": "shipline.signature:TensorSpec",

@@ -64,6 +64,7 @@ class Application(FastAPI):
         self.repository = Repository(url, self.hosting, self._add, self._remove)
         self._endpoints: dict[str, Endpoint] = {"/invocations": InvocationsEndpoint(self.repository)}
         self._direct: dict[bytes, InferEndpoint] = {}
+        self._described: dict[str, Any] | None = None
         self.on_failure = on_failure
         self.stopping = False
         self.operator: Operator = self.repository
@@ -81,7 +82,9 @@ class Application(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         """Return the OpenAPI document, with the prediction endpoints of the models that are loaded now."""
-        return describe(self, self.repository.models())
+        if self._described is None:
+            self._described = describe(self, self.repository.models())
+        return self._described
 
     @property
     def predictions(self) -> Mapping[str, Endpoint]:
@@ -126,6 +129,7 @@ class Application(FastAPI):
 
     def _remove(self, model: ServedModel) -> None:
         """Forget every endpoint of the model's name, of whatever version."""
+        self._described = None
         ways = (f"/v2/models/{model.name}/", f"/models/{model.name}/", f"/v1/models/{model.name}:")
         self._endpoints = {path: found for path, found in self._endpoints.items() if not path.startswith(ways)}
         self._direct = {path: found for path, found in self._direct.items() if path.decode() in self._endpoints}

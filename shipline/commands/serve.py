@@ -50,6 +50,8 @@ def run(arguments: Sequence[str]) -> None:
         tls_key=settings.tls_key,
         health_port=settings.health_port,
         otel=settings.otel,
+        batch_delay_ms=settings.batch_delay_ms,
+        memory_mib=settings.memory_mib,
         limits=limits(**vars(settings.limits)),
     )
     load_target("shipline.serve.server:serve")(
@@ -92,5 +94,14 @@ def _add_safety(parser: ArgumentParser, limits: Any) -> None:
         type=str,
         help="URL of the OpenTelemetry collector (OTLP over HTTP) that traces are sent to, such as "
         "http://localhost:4318; by default the one in OTEL_EXPORTER_OTLP_ENDPOINT.",
+    )
+    parser.add_argument(
+        "--batch-delay-ms",
+        type=float,
+        default=0.0,
+        help="Milliseconds that a batch which is not full waits for more requests. By default none.",
+    )
+    parser.add_argument(
+        "--memory-mib", type=float, help="MiB that the models of a process may take together; more is not loaded."
     )
     parser.add_argument("--limits", type=limits, default=limits(), help="How long and how much a client may take.")

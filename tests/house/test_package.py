@@ -15,9 +15,9 @@ from helpers import ROOT
 import shipline
 
 SURFACE = {
-    "AsyncClient", "Callback", "Client", "DataModule", "EarlyStopping", "ModelCheckpoint", "Module", "Processing",
-    "Recipe", "ShiplineError", "Signature", "TensorSpec", "Trainer", "__version__", "export", "huggingface",
-    "seed_everything", "serve",
+    "AsyncClient", "Callback", "Client", "DataModule", "EarlyStopping", "Limits", "ModelCheckpoint", "Module",
+    "Processing", "Recipe", "ServerSettings", "ShiplineError", "Signature", "TensorSpec", "Trainer", "__version__",
+    "export", "huggingface", "seed_everything", "serve",
 }  # fmt: skip
 
 

@@ -226,6 +226,17 @@ def test_a_delay_lets_a_batch_fill() -> None:
     asyncio.run(scene())
 
 
+def test_a_full_batch_does_not_wait_for_the_delay() -> None:
+    async def scene() -> None:
+        backend = IdentityBackend({"x": "y"})
+        batcher = Batcher(backend.run, max_batch=2, max_queued=8, threads=0, delay_s=1000.0)
+        for number in (1, 3):
+            await asyncio.wait_for(asyncio.gather(asked(batcher, number), asked(batcher, number + 1)), 30)
+        assert backend.sizes == [2, 2]
+
+    asyncio.run(scene())
+
+
 def test_a_request_larger_than_the_batches_that_are_joined_goes_alone() -> None:
     async def scene() -> None:
         async with held() as (batcher, backend, first):

@@ -239,6 +239,12 @@ def serve(
         _serve_together(workers, url, host, port, grpc_port, trust, settings or ServerSettings())
 
 
+def check(settings: ServerSettings, trust: Sequence[str]) -> None:
+    """Raise ConfigError where a key, a host, a certificate or a URL to trust is none, before there is a server."""
+    Trust(trust)
+    _guards(settings)
+
+
 def _guards(settings: ServerSettings) -> tuple[Access, Hosts, ssl.SSLContext | None]:
     """Return what stands between strangers and the models; ConfigError where a key, a host or a certificate is none."""
     keys = Keys(settings.api_keys) if settings.api_keys is not None else None
@@ -259,9 +265,7 @@ def _serve_together(
 ) -> None:
     from shipline.serve.supervisor import Supervisor
 
-    # What is wrong with the settings is said by one process, before there are others.
-    Trust(trust)
-    _guards(settings)
+    check(settings, trust)  # by one process, before there are others
     doors = Doors.open(host, port, health_port=settings.health_port, grpc_port=grpc_port, shared=True)
 
     async def supervise() -> None:

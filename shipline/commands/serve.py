@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from shipline.commands.console import split_positional
 from shipline.commands.logs import log_to_terminal
@@ -15,11 +16,51 @@ from shipline.errors import ConfigError
 
 def run(arguments: Sequence[str]) -> None:
     """Serve until a signal."""
-    from shipline.plugins import load_target
-
     arguments = log_to_terminal(arguments)
     url, rest = split_positional(arguments)
     parser = new_parser("serve", "Serve every model below a URL, given first; or one model; or one version.")
+    add_server_options(parser)
+    settings = parse(parser, rest)
+    if url is None:
+        raise ConfigError("What to serve? Give a URL first, such as: shipline serve s3://bucket/models --port 8000")
+    serve_as_set(url, settings, settings.trust)
+
+
+def check_server(settings: Namespace) -> None:
+    """Raise ConfigError where a server could not be started so: a key, a host or a certificate is none."""
+    from shipline.plugins import load_target
+
+    load_target("shipline.serve.server:check")(_server_settings(settings), settings.trust)
+
+
+def _server_settings(settings: Namespace) -> Any:
+    from shipline.plugins import load_target
+
+    kind: Any = load_target("shipline.serve.settings:ServerSettings")
+    limits = load_target("shipline.serve.settings:Limits")(**vars(settings.limits))
+    given = {field.name: getattr(settings, field.name) for field in fields(kind) if field.name != "limits"}
+    return kind(**given, limits=limits)
+
+
+def serve_as_set(url: str, settings: Namespace, trust: Sequence[str]) -> None:
+    """Serve until a signal, as the options of `add_server_options` say."""
+    from shipline.plugins import load_target
+
+    load_target("shipline.serve.server:serve")(
+        url,
+        host=settings.host,
+        port=settings.port,
+        grpc_port=settings.grpc_port,
+        trust=trust,
+        workers=settings.workers,
+        settings=_server_settings(settings),
+    )
+
+
+def add_server_options(parser: ArgumentParser) -> None:
+    """Where it listens, with how many processes, whom it trusts, and what an operator may set."""
+    from shipline.plugins import load_target
+
     parser.add_argument("--host", type=str, default="127.0.0.1", help="Address to listen on; 0.0.0.0 is every network.")
     parser.add_argument("--port", type=int, default=8000, help="Port to listen on; 0 is any free one.")
     parser.add_argument(
@@ -37,32 +78,7 @@ def run(arguments: Sequence[str]) -> None:
         help="URL below which models may hold code (TorchScript, torch.export, AOTInductor): whoever may write there "
         "can run what they like here. May be given several times.",
     )
-    limits = load_target("shipline.serve.settings:Limits")
-    _add_safety(parser, limits)
-    settings = parse(parser, rest)
-    if url is None:
-        raise ConfigError("What to serve? Give a URL first, such as: shipline serve s3://bucket/models --port 8000")
-    safety = load_target("shipline.serve.settings:ServerSettings")(
-        api_keys=settings.api_keys,
-        admin_without_key=settings.admin_without_key,
-        allowed_hosts=settings.allowed_hosts,
-        tls_cert=settings.tls_cert,
-        tls_key=settings.tls_key,
-        health_port=settings.health_port,
-        otel=settings.otel,
-        batch_delay_ms=settings.batch_delay_ms,
-        memory_mib=settings.memory_mib,
-        limits=limits(**vars(settings.limits)),
-    )
-    load_target("shipline.serve.server:serve")(
-        url,
-        host=settings.host,
-        port=settings.port,
-        grpc_port=settings.grpc_port,
-        trust=settings.trust,
-        workers=settings.workers,
-        settings=safety,
-    )
+    _add_safety(parser, load_target("shipline.serve.settings:Limits"))
 
 
 def _add_safety(parser: ArgumentParser, limits: Any) -> None:

@@ -12,6 +12,7 @@ from shipline.commands.console import split_positional
 from shipline.commands.export import add_export_options, show_verdicts
 from shipline.commands.links import add_links, check_links
 from shipline.commands.logs import log_to_terminal
+from shipline.commands.serve import add_server_options, check_server, serve_as_set
 from shipline.commands.train import PRECEDENCE, add_run_options, fit, instantiate
 from shipline.config import Sources, dumped, new_parser, parse, read_sources
 from shipline.errors import ConfigError
@@ -27,28 +28,22 @@ def run(arguments: Sequence[str]) -> None:
         raise ConfigError("From which file? Give it first, such as: shipline up shipline.yaml")
     settings = parse(parser, sources)
     check_links(settings.train, sources, "train")
+    check_server(settings.serve)  # before anything is trained
     artifact = publish(parser, settings, sources)
     show_verdicts(artifact)
-    from shipline.plugins import load_target
-
-    load_target("shipline.serve.server:serve")(
-        artifact.url,
-        host=settings.serve.host,
-        port=settings.serve.port,
-        trust=[artifact.url],  # this process has just written it
-    )
+    serve_as_set(artifact.url, settings.serve, [*settings.serve.trust, artifact.url])  # which has just been written
 
 
 def up_parser(sources: Sources) -> ArgumentParser:
     """Return the parser of the whole file."""
     parser = new_parser("up", f"Train, export and serve, as a YAML file, given first, says. {PRECEDENCE}")
-    train, export = ArgumentParser(), ArgumentParser()
+    train, export, serve = ArgumentParser(), ArgumentParser(), ArgumentParser()
     add_run_options(train, sources)
     add_export_options(export)
+    add_server_options(serve)
     parser.add_argument("--train", action=ActionParser(parser=train))
     parser.add_argument("--export", action=ActionParser(parser=export))
-    parser.add_argument("--serve.host", type=str, default="127.0.0.1", help="Address to listen on.")
-    parser.add_argument("--serve.port", type=int, default=8000, help="Port to listen on; 0 is any free one.")
+    parser.add_argument("--serve", action=ActionParser(parser=serve))
     add_links(parser, sources, "train")
     return parser
 

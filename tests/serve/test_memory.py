@@ -62,8 +62,8 @@ def metrics(url: str) -> str:
 
 
 def test_a_start_for_which_there_is_no_memory(repository: Path) -> None:
-    settings = sl.ServerSettings(memory_mib=1e-6)
-    with pytest.raises(ServingError, match=r"memory_mib is 0\.000"), BackgroundServer(str(repository), settings=settings):
+    server = BackgroundServer(str(repository), settings=sl.ServerSettings(memory_mib=1e-6))
+    with pytest.raises(ServingError, match=r"memory_mib is 0\.000"), server:
         pass
 
 

@@ -270,6 +270,8 @@ UP_MISTAKES = {
     "recipe value": (UP.replace("float32", "int4"), [],
         "export.recipe.precision: expected 'float32' or 'bfloat16' or"),
     "serve key": (UP.replace(" port", " prot"), [], "serve: unknown key 'prot'. Did you mean 'port'?"),
+    "server's limit": (UP.replace("port: 0", "limits: {head_s: 0}"), [], "limits.head_s is 0"),
+    "server's keys": (UP, ["--serve.api_keys", "none"], "api_keys is none, which cannot be read"),
     "serve value": (UP.replace("port: 0", "port: http"), [], "serve.port: expected int, got 'http'."),
     "option": (UP, ["--train.trainer.max_epoch", "3"], "Did you mean --train.trainer.max_epochs?"),
     "no target": (UP.replace("  to: models/tiny\n", ""), [], "the following arguments are required: export.to"),

@@ -64,13 +64,7 @@ def model_config(model: ServedModel) -> dict[str, Any]:
 
 def model_statistics(models: list[ServedModel], metrics: Metrics) -> dict[str, Any]:
     """Return how many requests each model has answered, and how long their parts took."""
-    return {
-        "model_stats": [
-            metrics.statistics(model.name, model.version)
-            | {"memory_usage": [{"type": "CPU", "id": 0, "byte_size": model.memory_bytes}]}
-            for model in models
-        ]
-    }
+    return {"model_stats": [metrics.statistics(model.name, model.version) for model in models]}
 
 
 def repository_index(repository: Repository, *, ready: bool) -> list[dict[str, str]]:

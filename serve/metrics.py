@@ -67,6 +67,7 @@ class Metrics:
         whole, queue, compute = (
             found.count(f"shipline_{part}_seconds_sum") for part in ("request", "queue", "compute")
         )
+        memory = found.count("shipline_model_bytes", lambda labels: labels["of"] == "memory")
         nothing = {"count": 0, "ns": 0}
         return {
             "name": model,
@@ -85,6 +86,7 @@ class Metrics:
                 "cache_miss": nothing,
             },
             "batch_stats": [],
+            "memory_usage": [{"type": "CPU", "id": 0, "byte_size": int(memory)}],
         }
 
     def exposition(self) -> bytes:

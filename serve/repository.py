@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Container
+from collections.abc import AsyncIterator, Callable, Container, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 
 from shipline.artifact import Artifact, find_artifact, find_artifacts
 from shipline.errors import ConfigError, NotFoundError
@@ -15,7 +16,7 @@ from shipline.serve.errors import MemoryLimitError, RequestError
 from shipline.serve.hosting import Hosting
 from shipline.serve.model import ServedModel
 from shipline.serve.threads import in_thread
-from shipline.serve.unproven import find_unproven
+from shipline.serve.unproven import UnprovenModel, find_unproven
 from shipline.store import is_name
 
 logger = logging.getLogger(__name__)
@@ -61,8 +62,12 @@ class Repository:
         self._busy: set[str] = set()
         self.complete = False
 
-    async def load_all(self, but: Container[str] = ()) -> None:
+    async def load_all(self, but: Container[str] = (), pinned: Mapping[str, str] = MappingProxyType({})) -> None:
         """Load what there is to load when the server starts, but for these names.
+
+        Args:
+            but: names of models that are not wanted.
+            pinned: name -> version of models of which another than the stable version is wanted.
 
         Raises:
             ShiplineError: a model cannot be loaded, or there is none.
@@ -71,7 +76,8 @@ class Repository:
         names = [artifact.manifest.name for artifact in artifacts]
         if len(set(names)) < len(names):
             raise ConfigError(f"Two models below the URL have one name: {', '.join(names)}. Serve them apart.")
-        artifacts = [artifact for artifact in artifacts if artifact.manifest.name not in but]
+        wanted = [artifact for artifact in artifacts if artifact.manifest.name not in but]
+        artifacts = [await in_thread(self._pinned, one, pinned.get(one.manifest.name)) for one in wanted]
         for artifact in artifacts:
             self._tell(artifact.manifest.name, artifact.manifest.version, State.LOADING)
         for artifact in artifacts:
@@ -165,6 +171,15 @@ class Repository:
         if not found and missing is not None:
             raise missing
         return found
+
+    def _pinned(self, artifact: Artifact, version: str | None) -> Artifact:
+        if version in (None, artifact.manifest.version) or isinstance(artifact, UnprovenModel):
+            return artifact
+        try:
+            return find_artifact(self.url, artifact.manifest.name, version)
+        except NotFoundError as error:
+            logger.warning("%s The stable version is loaded instead.", error)
+            return artifact
 
     def _find(self, name: str) -> Artifact:
         try:

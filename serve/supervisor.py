@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from prometheus_client.multiprocess import mark_process_dead
 
@@ -48,6 +48,7 @@ class Worker:
     channel: Channel
     heard_at: float | None = None  # None until its event loop runs
     ready: bool = False
+    versions: dict[str, str] = field(default_factory=dict)  # of the models that it serves
 
 
 class Supervisor:
@@ -139,7 +140,8 @@ class Supervisor:
             stdin=asyncio.subprocess.PIPE, pass_fds=passed, env=environment,
         )  # fmt: skip
         given = {
-            "url": self._url, "unloaded": sorted(self._unloaded), "doors": doors, "channel": theirs.fileno(),
+            "url": self._url, "unloaded": sorted(self._unloaded), "pinned": self._pinned(), "doors": doors,
+            "channel": theirs.fileno(),
             "trust": self._trust, "grace_s": self._grace_s, "settings": self._settings.to_json(),
             "at_once": not self._was_ready, "log_level": logging.getLevelName(logger.getEffectiveLevel()).lower(),
         }  # fmt: skip
@@ -149,12 +151,17 @@ class Supervisor:
         theirs.close()
         return Worker(process, await Channel.over(ours))
 
+    def _pinned(self) -> dict[str, str]:
+        """Return the versions that the others serve: what has become stable since waits for an operator's word."""
+        return next((worker.versions for worker in self._workers.values() if worker.ready), {})
+
     async def _hear(self, worker: Worker) -> None:
         """Take what a process says, until it is gone."""
         doing: set[asyncio.Task[None]] = set()
         while (said := await worker.channel.hear()) is not None:
             worker.heard_at = time.monotonic()
             if said["say"] == "beat":
+                worker.versions = said["versions"]
                 if worker.ready != said["ready"]:
                     worker.ready = said["ready"]
                     self._tell_ready()

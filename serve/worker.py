@@ -35,10 +35,16 @@ class Colleague:
     """
 
     def __init__(
-        self, app: Application, end: socket.socket, *, listens_at_once: bool, unloaded: frozenset[str]
+        self,
+        app: Application,
+        end: socket.socket,
+        *,
+        listens_at_once: bool,
+        unloaded: frozenset[str],
+        pinned: dict[str, str],
     ) -> None:
         self.listens_at_once = listens_at_once
-        self.unloaded = unloaded
+        self.unloaded, self.pinned = unloaded, pinned
         self._app = app
         self._end = end
         self._channel: Channel | None = None
@@ -110,7 +116,8 @@ class Colleague:
     async def _beat(self, channel: Channel) -> None:
         """Say that the event loop is alive, and how far the models have come."""
         while True:
-            channel.say(say="beat", ready=self._app.repository.complete)
+            versions = {model.name: model.version for model in self._app.repository.models()}
+            channel.say(say="beat", ready=self._app.repository.complete, versions=versions)
             await asyncio.sleep(BEAT_S if self._app.repository.complete else BEAT_S / 20)
 
 
@@ -129,7 +136,9 @@ def main() -> None:
         doors=Doors(http, health, grpc),
     )
     serving.join(
-        lambda app: Colleague(app, end, listens_at_once=given["at_once"], unloaded=frozenset(given["unloaded"]))
+        lambda app: Colleague(
+            app, end, listens_at_once=given["at_once"], unloaded=frozenset(given["unloaded"]), pinned=given["pinned"]
+        )
     )
     with contextlib.suppress(ShiplineError):  # the supervisor has been told
         serving.run()

@@ -150,11 +150,16 @@ def _is_model(store: Store, names: list[str]) -> bool:
     return CHANNELS in names or any(name.isdecimal() and store.at(name).exists(MANIFEST) for name in names)
 
 
-def find_artifact(url: str, name: str) -> Artifact:
-    """Return what to serve from `url` for the model `name`: its stable version, or the one version that `url` is of.
+def find_artifact(url: str, name: str, version: str | None = None) -> Artifact:
+    """Return what to serve from `url` for the model `name`: the version asked for, but for a `url` of one version.
+
+    Args:
+        url: of a repository, a model or a version.
+        name: of the model.
+        version: None is the stable one.
 
     Raises:
-        NotFoundError: there is no such model.
+        NotFoundError: there is no such model, or no such version.
         IntegrityError: a manifest is damaged.
     """
     store = open_store(url)
@@ -162,5 +167,8 @@ def find_artifact(url: str, name: str) -> Artifact:
         (found,) = find_artifacts(url)
         if found.manifest.name != name:
             raise NotFoundError(f"{store} is of the model {found.manifest.name!r}; there is no {name!r}.")
-        return found
-    return Model(store.at(name), name).stable()
+        if version in (None, found.manifest.version) or store.exists(MANIFEST):
+            return found
+        return open_model(url).open(version)
+    model = Model(store.at(name), name)
+    return model.stable() if version is None else model.open(version)

@@ -157,7 +157,10 @@ async def _load(app: Application) -> None:
     try:
         while True:
             try:
-                await app.repository.load_all(app.colleague.unloaded if app.colleague else ())
+                if app.colleague is None:
+                    await app.repository.load_all()
+                else:
+                    await app.repository.load_all(app.colleague.unloaded, app.colleague.pinned)
             except StoreError as error:
                 if type(error) is not StoreError:  # nothing is there, or not for us
                     raise

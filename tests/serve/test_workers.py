@@ -72,6 +72,7 @@ def test_two_processes_answer_as_one(repository: Path, tmp_path: Path) -> None:
 def test_a_process_that_is_killed_costs_its_own_requests_only_and_is_replaced(repository: Path, tmp_path: Path) -> None:
     with serving(repository, tmp_path / "log", "--workers", "2", "--admin-without-key") as process:
         assert web.post(f"{process.url}/v2/repository/models/total/unload").status_code == 200
+        artifacts.publish(f"{repository}/linear", GRAPHS["linear"], version="2")  # and nobody has loaded it
         before, over = workers(process), threading.Event()
         wrong: list[object] = []
 
@@ -98,6 +99,7 @@ def test_a_process_that_is_killed_costs_its_own_requests_only_and_is_replaced(re
             wait_until(process.ready)
             infer(process.url)
             assert statuses(process.url, "GET", "/v2/models/total/ready") == {404}  # it heard of that, too
+            assert statuses(process.url, "GET", "/v2/models/linear/versions/1/ready") == {200}  # as the other
         finally:
             os.kill(before[1], signal.SIGCONT)
         assert new in workers(process)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +16,7 @@ from shipline.errors import ConfigError, NotFoundError, TrainingError
 from shipline.lineage import Lineage, publishable
 from shipline.store import absolute, join, open_store
 from shipline.train import checkpoints, distributed, loops
-from shipline.train.accelerators import pick_accelerator
+from shipline.train.accelerators import pick_accelerator, ray_resource
 from shipline.train.compiling import compiled_as
 from shipline.train.data.adopt import as_data
 from shipline.train.distributed import first_does
@@ -254,7 +255,7 @@ class Trainer(Runtime):
 
         Its settings are those of the command line, or those of this trainer and of its `parts`: module and data.
         """
-        pick_accelerator(self._accelerator)  # before anything is written
+        self._check_accelerator()  # before anything is written
         self._join()
         self.reset()
         name = self.name or name
@@ -267,6 +268,14 @@ class Trainer(Runtime):
         opened = partial(self._open_run, f"{what.__module__}.{what.__qualname__}", name, resume)
         self.run_directory = opened() if self.started_by is None else first_does(opened)
         return resume
+
+    def _check_accelerator(self) -> None:
+        """Who drives workers elsewhere needs none himself: so does the head of a cluster."""
+        elsewhere = "RAY_ADDRESS" in os.environ or "ray" in sys.modules
+        if self.workers > 1 and self.started_by is None and elsewhere:
+            ray_resource(self._accelerator)
+        else:
+            pick_accelerator(self._accelerator)
 
     def _find_checkpoint(self, ckpt_path: str | None, name: str) -> Checkpoint | None:
         if ckpt_path is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -9,9 +10,10 @@ import pytest
 import torch
 from accelerator_conformance import AcceleratorConformance
 from helpers import Install
-from training import Mlp, bare_trainer, train_loader
+from training import Mlp, bare_trainer, new_trainer, train_loader
 
-from shipline.errors import ConfigError, UnknownNameError
+import shipline as sl
+from shipline.errors import ConfigError, TrainingError, UnknownNameError
 from shipline.train.accelerators import Accelerator, CpuAccelerator, TorchAccelerator, pick_accelerator, pick_device
 
 
@@ -138,6 +140,25 @@ def test_a_packages_accelerator_that_this_machine_lacks(install: Install) -> Non
     assert pick_device("auto").type in ("cpu", "cuda", "mps", "xpu")
     with pytest.raises(ConfigError, match=r"accelerator='toy', but this machine has .*cpu: choose one of them"):
         pick_accelerator("toy")
+
+
+def test_a_driver_needs_no_accelerator_of_its_own(
+    install: Install, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The head of a cluster drives workers on GPUs, and has none."""
+    install(ENTRY_POINT, PACKAGE % False)
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+
+    def launched(*args: Any, **options: Any) -> None:
+        raise TrainingError("launched")
+
+    monkeypatch.setattr(sl.Trainer, "_run", launched)
+    with pytest.raises(TrainingError, match="launched"):
+        new_trainer(tmp_path, workers=2, accelerator="toy", max_steps=1).fit(Mlp(), train_loader(32))
+    with pytest.raises(ConfigError, match="but this machine has"):
+        new_trainer(tmp_path, workers=1, accelerator="toy", max_steps=1).fit(Mlp(), train_loader(32))
+    with pytest.raises(UnknownNameError, match="toi"):
+        new_trainer(tmp_path, workers=2, accelerator="toi", max_steps=1).fit(Mlp(), train_loader(32))
 
 
 def test_a_broken_package_stops_only_those_who_ask_for_it(install: Install, caplog: pytest.LogCaptureFixture) -> None:

@@ -34,6 +34,17 @@ def pick_accelerator(wanted: str | Accelerator) -> Accelerator:
     return accelerator
 
 
+def ray_resource(wanted: str | Accelerator) -> str:
+    """Return what Ray calls such devices, also where this machine has none: it may only drive workers elsewhere.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if wanted == "auto":
+        return pick_accelerator(wanted).ray_resource
+    return (wanted if isinstance(wanted, Accelerator) else _made(wanted)).ray_resource
+
+
 def pick_device(wanted: str | Accelerator) -> torch.device:
     """Return the device of this process; ConfigError as `pick_accelerator`."""
     return pick_accelerator(wanted).device(0)

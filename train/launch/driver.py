@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import safetensors.torch
 
 from shipline.errors import ConfigError, MissingExtraError, NotFoundError, ShiplineError, TrainingError
-from shipline.train.accelerators import pick_accelerator
+from shipline.train.accelerators import ray_resource
 from shipline.train.lightning import attach
 from shipline.train.seed import current_seed
 from shipline.train.signals import Signals, ending
@@ -64,7 +64,7 @@ def launch(trainer: Trainer, module: Any, data: DataModule | None, stage: Work, 
         SystemExit: the driver was told to end, and the workers have saved.
     """
     cluster = trainer.cluster
-    accelerator = pick_accelerator(trainer._accelerator).ray_resource  # noqa: SLF001 -- its own launcher
+    accelerator = ray_resource(trainer._accelerator)  # noqa: SLF001 -- its own launcher
     resources = cluster.resources(accelerator)
     with contextlib.ExitStack() as stack:
         stack.enter_context(_logging())

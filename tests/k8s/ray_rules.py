@@ -183,6 +183,12 @@ def goes_on_after_a_loss(manifests: Manifests) -> Complaints:
             spot = any(toleration.get("key") in SPOT for toleration in pod.spec.get("tolerations", []))
             if grace < SAVING_S or (spot and grace > NOTICE_S):
                 yield f"{cluster.where}: {grace} s to save what a worker has done"
+            told = " ".join(pod.main.get("lifecycle", {}).get("preStop", {}).get("exec", {}).get("command", []))
+            deadline = re.search(
+                r"ray drain-node --reason DRAIN_NODE_REASON_PREEMPTION .*-seconds (\d+) && sleep \1$", told
+            )
+            if deadline is None or not SAVING_S <= int(deadline[1]) < grace:
+                yield f"{cluster.where}: a worker is killed before Ray knows that it goes"
 
 
 def takes_its_cluster_away(manifests: Manifests) -> Complaints:

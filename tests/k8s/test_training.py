@@ -146,6 +146,8 @@ BROKEN: list[tuple[Rule, str, Break]] = [
     (ray_rules.goes_on_after_a_loss, "its head", drop("RayJob", "spec", "backoffLimit")),
     (ray_rules.goes_on_after_a_loss, "30 s", drop(*WORKER, "terminationGracePeriodSeconds")),
     (ray_rules.goes_on_after_a_loss, "600 s", put(600, *WORKER, "terminationGracePeriodSeconds")),
+    (ray_rules.goes_on_after_a_loss, "killed", drop(*WORKER, "containers", 0, "lifecycle")),
+    (ray_rules.goes_on_after_a_loss, "killed", put(60, *WORKER, "terminationGracePeriodSeconds")),
     (ray_rules.takes_its_cluster_away, "stays", drop("RayJob", "spec", "shutdownAfterJobFinishes")),
     (ray_rules.takes_its_cluster_away, "stays", drop("RayJob", "spec", "ttlSecondsAfterFinished")),
     (ray_rules.is_probed_by_what_ray_answers, "livenessProbe", drop(*WORKER, "containers", 0, "livenessProbe")),

@@ -9,7 +9,8 @@ import resource
 import secrets
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,8 @@ def ray_cluster(nodes: int, cpus: int = 1, *, token: bool = True, **head: Any) -
         yield cluster
     finally:
         ray.shutdown()
-        cluster.shutdown()
+        for node in (*cluster.worker_nodes, cluster.head_node):  # Cluster.shutdown would ask a head that may be gone
+            node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
         ray_constants.ENABLE_RAY_CLUSTER = cluster_of_machines
         os.environ.clear()
         os.environ.update(before)
@@ -61,47 +63,58 @@ def add_node(cluster: Any, cpus: int = 1) -> Any:
 
 
 class Fault(sl.Callback):
-    """Does something to one worker at one step, once: its file says that it has."""
+    """Does something to one worker at one step, once: its file says that it has.
 
-    def __init__(self, what: str, step: int, rank: int, marks: Path, *, again: bool = False) -> None:
-        self.what, self.step, self.rank, self.again = what, step, rank, again
-        self.mark = marks / f"{what}-{step}"
+    Args:
+        what: one of FAULTS.
+        step: in which.
+        worker: its rank; or a node's id: all workers that are not on it.
+        marks: the directory of the file.
+        again: do it at each attempt.
+    """
+
+    def __init__(self, what: str, step: int, worker: int | str, marks: Path, *, again: bool = False) -> None:
+        self.what, self.step, self.worker, self.again = what, step, worker, again
+        self.mark, self.driver = marks / f"{what}-{step}", os.getpid()
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_rank != self.rank or trainer.global_step != self.step:
-            return
-        if self.mark.exists() and not self.again:
+        if trainer.global_step != self.step or (self.mark.exists() and not self.again):
             return
         import ray
 
-        self.mark.with_suffix(".part").write_text(ray.get_runtime_context().get_node_id())
-        self.mark.with_suffix(".part").rename(self.mark)
-        FAULTS[self.what](module)
+        node = ray.get_runtime_context().get_node_id()
+        if self.worker != trainer.global_rank if isinstance(self.worker, int) else self.worker == node:
+            return
+        part = self.mark.with_suffix(f".{trainer.global_rank}")
+        part.write_text(node)
+        part.rename(self.mark)
+        FAULTS[self.what](self, module)
 
 
-def _hang_until_killed(_module: Any) -> None:
+def _hang_until_killed(_fault: Fault, _module: Any) -> None:
     threading.Event().wait()
 
 
-def _no_memory(_module: Any) -> None:
+def _no_memory(_fault: Fault, _module: Any) -> None:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), resource.RLIM_INFINITY))
     torch.ones(1 << 30)
 
 
-def _raise(_module: Any) -> None:
+def _raise(_fault: Fault, _module: Any) -> None:
     raise ValueError("row 7 has no label")
 
 
-def _nan(module: Any) -> None:
+def _nan(_fault: Fault, module: Any) -> None:
     with torch.no_grad():
         next(module.parameters()).fill_(float("nan"))
 
 
-FAULTS = {
-    "kill": lambda _module: os.kill(os.getpid(), signal.SIGKILL),
-    "crash": lambda _module: ctypes.string_at(0),
-    "term": lambda _module: os.kill(os.getpid(), signal.SIGTERM),
+FAULTS: dict[str, Callable[[Fault, Any], object]] = {
+    "kill": lambda _fault, _module: os.kill(os.getpid(), signal.SIGKILL),
+    "crash": lambda _fault, _module: ctypes.string_at(0),
+    "term": lambda _fault, _module: os.kill(os.getpid(), signal.SIGTERM),
+    "term driver": lambda fault, _module: os.kill(fault.driver, signal.SIGTERM),
     "lose node": _hang_until_killed,
     "no memory": _no_memory,
     "raise": _raise,
@@ -132,6 +145,17 @@ class Seen(sl.Callback):
         about = [trainer.current_epoch, step, len(worker._attempt.history), trainer.world_size]
         with (self.path / f"rows-{trainer.global_rank}").open("a") as file:
             file.write(" ".join(map(str, [*about, *batch[2].tolist()])) + "\n")
+
+
+class Paced(sl.Callback):
+    """Lets steps take their time while there are few workers, so that more can come before the run has ended."""
+
+    def __init__(self, few: int, seconds: float) -> None:
+        self.few, self.seconds = few, seconds
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.world_size <= self.few:
+            time.sleep(self.seconds / trainer.accumulate_grad_batches)
 
 
 def loader(count: int, batch_size: int) -> DataLoader[Any]:

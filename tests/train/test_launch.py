@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from shipline.store import open_store
 from shipline.train import RayCluster, Trainer
 from shipline.train.data.shares import Moved, SharedSampler, shared
 from shipline.train.launch.lease import Lease
+from shipline.train.signals import TakenAway
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a misspelled option": ({"max_failure": 1}, "Did you mean 'max_failures'"),
@@ -153,3 +156,98 @@ def test_a_living_driver_elsewhere_keeps_its_lease_and_hears_if_it_has_lost_it(t
         run.create("driver/99", b"{}")
         slow._beating.join(10)
         assert slow.is_lost
+
+
+# ---- faults ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def ray_imported() -> None:
+    """Ray sets a variable when it is imported, and keeps it."""
+    import ray  # noqa: F401
+
+
+def where(rank: int) -> Any:
+    from shipline.train.launch.faults import Where
+
+    return Where(rank, 2, "10.0.0.7", 40 + rank)
+
+
+def raised(error: BaseException, rank: int = 0) -> Any:
+    """What crosses from a worker when it raises."""
+    from shipline.train.launch.faults import WorkerError
+
+    return pickle.loads(pickle.dumps(WorkerError.of(error, where(rank), 7)))  # noqa: S301 -- as Ray does
+
+
+def lost(rank: int = 1) -> Any:
+    from shipline.train.launch.faults import WorkerLostError
+
+    return pickle.loads(pickle.dumps(WorkerLostError(where(rank), "its node is gone", 7)))  # noqa: S301
+
+
+ECHO = RuntimeError("[/pytorch/third_party/gloo/transport/tcp/pair.cc:553] Connection closed by peer [10.0.0.7]:24999")
+FIRST: dict[str, tuple[Callable[[], dict[int, Any]], str, str]] = {
+    "an error of the code": (
+        lambda: {1: raised(ValueError("no label"), 1)},
+        "code", "Worker 1 of 2 (node 10.0.0.7, process 41) failed at step 7: ValueError: no label",
+    ),
+    "an error, and its echo": (
+        lambda: {0: raised(ECHO), 1: raised(ValueError("no label"), 1)},
+        "code", "Worker 1 of 2 (node 10.0.0.7, process 41) failed at step 7: ValueError: no label",
+    ),
+    "a lost worker, and its echo": (
+        lambda: {0: raised(ECHO), 1: lost()},
+        "loss", "Worker 1 of 2 (node 10.0.0.7, process 41) was lost at step 7: its node is gone.",
+    ),
+    "an echo alone": (
+        lambda: {0: raised(ECHO)}, "loss", "(the first to miss another worker)",
+    ),
+    "want of memory": (
+        lambda: {0: raised(RuntimeError("DefaultCPUAllocator: can't allocate memory"))},
+        "code", "failed at step 7: out of memory: RuntimeError: DefaultCPUAllocator: can't allocate memory",
+    ),
+    "a worker that will be taken away, though another is gone already": (
+        lambda: {0: raised(TakenAway(143)), 1: lost()},
+        "preemption", "Worker 0 of 2 (node 10.0.0.7, process 40) will be taken away; saved at step 7.",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("ray_imported")
+@pytest.mark.parametrize("case", FIRST)
+def test_the_first_cause_is_found(case: str) -> None:
+    """Of what all workers say at once."""
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    from shipline.train.launch.faults import fault_of
+
+    failures, cause, text = FIRST[case]
+    fault = fault_of(WorkerGroupError("", failures()))
+    assert (fault.cause, fault.step) == (cause, 7)
+    assert text in fault.text
+
+
+@pytest.mark.usefixtures("ray_imported")
+def test_each_cause_has_its_budget() -> None:
+    """One of the code, two losses, and as many preemptions as there are."""
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    from shipline.train.launch.controller import Budgets
+
+    budgets = Budgets(RayCluster(max_failures=1, max_losses=2), start_s=10)
+    errors = {"c": raised(ValueError("x")), "l": lost(), "p": raised(TakenAway(143))}
+    found = [budgets.make_decision(WorkerGroupError("", {0: errors[kind]})).name for kind in "lcplpplc"]
+    assert found == ["RETRY"] * 6 + ["RAISE"] * 2
+
+
+@pytest.mark.usefixtures("ray_imported")
+def test_room_is_waited_for_but_not_for_ever() -> None:
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+    from ray.train.v2.api.exceptions import ControllerError
+
+    from shipline.train.launch.controller import Budgets
+
+    budgets = Budgets(RayCluster(wait_s=30), start_s=10)
+    error = ControllerError(WorkerGroupStartupTimeoutError(3))
+    assert [budgets.make_decision(error).name for _ in range(3)] == ["RETRY", "RETRY", "RAISE"]

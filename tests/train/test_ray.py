@@ -40,6 +40,7 @@ import shipline as sl
 from shipline.checkpoint import Checkpoint, open_checkpoint
 from shipline.errors import TrainingError
 from shipline.store import open_store
+from shipline.train import RayCluster
 
 # Ray uses what it has deprecated itself.
 pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings(r"ignore::DeprecationWarning:ray\..*")]
@@ -161,18 +162,59 @@ def test_one_process_goes_on_from_two_workers(trained: Trained, tmp_path: Path) 
     assert run.metrics["val_acc"] > 0.85
 
 
-def test_the_first_cause_of_a_workers_error_is_what_is_raised(ray_imported: None, tmp_path: Path) -> None:
-    """The other worker then fails in its collectives, which says nothing to the user."""
+def test_a_kept_cluster_serves_several_runs(ray_imported: None, tmp_path: Path) -> None:
+    """A run that fails says the first cause; the plain loop of another finds the cluster as it was."""
+    from shipline.train.launch.cluster import close_warm
+
     before = children()
+    try:
+        the_first_cause_of_a_workers_error_is_what_is_raised(tmp_path / "fails")
+        kept = children()
+        a_plain_loop_on_several_workers(tmp_path / "loop")
+        assert kept >= children() > before
+    finally:
+        close_warm()
+    assert children() <= before
+
+
+def the_first_cause_of_a_workers_error_is_what_is_raised(path: Path) -> None:
+    """The other worker then fails in its collectives, which says nothing to the user."""
     module = FailsOnOneWorker()
     weights = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    trainer = new_trainer(path, max_epochs=2, workers=2, cluster=RayCluster(keep_warm=True))
     with pytest.raises(TrainingError) as caught:
-        new_trainer(tmp_path, max_epochs=2, workers=2).fit(module, train_loader(128), val_loader(9))
+        trainer.fit(module, train_loader(128), val_loader(9))
     where, what = str(caught.value).split(" failed ")
     assert re.fullmatch(r"Worker 1 of 2 \(node 127\.0\.0\.1, process \d+\)", where)
     assert what == "at step 1: ValueError: the disk of this worker is full"
-    assert children() <= before
     assert all(torch.equal(tensor, weights[name]) for name, tensor in module.state_dict().items())
+
+
+def a_plain_loop_on_several_workers(path: Path) -> None:
+    """Workers share the rows, exchange gradients, and the first one writes."""
+
+    def train(loop: Any) -> Any:
+        torch.set_num_threads(1)
+        torch.manual_seed(0)
+        model = nn.Linear(64, 10)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        wrapped, optimizer, loader = loop.prepare(model, optimizer, DataLoader(rows(0, 64), 16))
+        seen = 0
+        for _ in loop.epochs(2):
+            for image, digit in loader:
+                optimizer.zero_grad()
+                F.cross_entropy(wrapped(image), digit).backward()
+                optimizer.step()
+                seen += len(digit)
+            loop.save()
+        weights = [float(parameter.detach().double().sum()) for parameter in model.parameters()]
+        return loop.strategy.gather((loop.rank, loop.world_size, seen, weights))
+
+    done = new_trainer(path, workers=2, cluster=RayCluster(keep_warm=True)).run(train)
+    (rank, size, seen, weights), other = done.result
+    assert (rank, size, seen) == (0, 2, 64)
+    assert other == (1, 2, 64, weights)
+    assert open_checkpoint(str(done.last_url)).manifest.global_step == 4
 
 
 USER_MODULE = """
@@ -309,30 +351,3 @@ def test_evaluation_on_two_workers_is_that_of_one(cluster: str, tmp_path: Path) 
     done = run([sys.executable, "evaluate.py"], tmp_path, RAY_ADDRESS=cluster)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.split() == ["True", "[97,", "33]"]
-
-
-def test_a_plain_loop_on_several_workers(tmp_path: Path) -> None:
-    """Workers share the rows, exchange gradients, and the first one writes."""
-
-    def train(loop: Any) -> Any:
-        torch.set_num_threads(1)
-        torch.manual_seed(0)
-        model = nn.Linear(64, 10)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        wrapped, optimizer, loader = loop.prepare(model, optimizer, DataLoader(rows(0, 64), 16))
-        seen = 0
-        for _ in loop.epochs(2):
-            for image, digit in loader:
-                optimizer.zero_grad()
-                F.cross_entropy(wrapped(image), digit).backward()
-                optimizer.step()
-                seen += len(digit)
-            loop.save()
-        weights = [float(parameter.detach().double().sum()) for parameter in model.parameters()]
-        return loop.strategy.gather((loop.rank, loop.world_size, seen, weights))
-
-    done = new_trainer(tmp_path, workers=2).run(train)
-    (rank, size, seen, weights), other = done.result
-    assert (rank, size, seen) == (0, 2, 64)
-    assert other == (1, 2, 64, weights)
-    assert open_checkpoint(str(done.last_url)).manifest.global_step == 4

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
+import math
 import os
 import secrets
 import socket
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 import ray
 import ray.util.client
 from ray._private import ray_constants
+from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
 
 from shipline.errors import ConfigError, TrainingError
 from shipline.train.launch.options import RayCluster
@@ -44,24 +46,26 @@ try:
 except ray.exceptions.AuthenticationError:
     sys.exit(3)
 """
+_ELASTIC_START_S = 10.0  # room for so many workers may be known from before a node was lost
 _REFUSED, _PROBE_S, _CONNECT_S = 3, 60.0, 3.0
 
 _warm: contextlib.ExitStack | None = None
 
 
 @contextlib.contextmanager
-def connected(options: RayCluster, workers: int) -> Iterator[None]:
+def connected(options: RayCluster, workers: int, *, elastic: bool = False) -> Iterator[None]:
     """Use the cluster that is there (connected to, or named by RAY_ADDRESS), or one of our own for the time of the run.
 
     Raises:
         ConfigError: it lets in everybody, or is reached through Ray Client.
     """
     address = os.environ.get("RAY_ADDRESS")
-    with _environment(_TRAIN | {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": str(options.wait_s)} | _interval(workers)):
+    start_s = min(_ELASTIC_START_S, options.wait_s) if elastic else options.wait_s
+    with _environment(_TRAIN | {WORKER_GROUP_START_TIMEOUT_S_ENV_VAR: str(start_s)} | _interval(workers)):
         if ray.is_initialized():
             if ray.util.client.ray.is_connected():
                 raise _through_client()
-            if _warm is None:
+            if _warm is None:  # ours has a token
                 _refuse_open(ray.get_runtime_context().gcs_address, options)
             yield
         elif address:
@@ -70,10 +74,10 @@ def connected(options: RayCluster, workers: int) -> Iterator[None]:
             with _joined(address, options):
                 yield
         elif options.keep_warm:
-            _keep(workers)
+            _keep(options, workers)
             yield
         else:
-            with _started(workers):
+            with _started(options, workers):
                 yield
 
 
@@ -83,6 +87,11 @@ def close_warm() -> None:
     stack, _warm = _warm, None
     if stack is not None:
         stack.close()
+
+
+def is_kept() -> bool:
+    """Whether this process has a cluster that `keep_warm` has left."""
+    return _warm is not None
 
 
 def head_answers() -> bool:
@@ -95,28 +104,36 @@ def head_answers() -> bool:
     return True
 
 
-def _keep(workers: int) -> None:
+def _keep(options: RayCluster, workers: int) -> None:
     global _warm
-    stack = contextlib.ExitStack()
-    stack.enter_context(_started(workers))
-    _warm = stack
+    with contextlib.ExitStack() as stack:
+        stack.callback(ray.shutdown)
+        stack.enter_context(_loopback())
+        with _environment(_OWN_CLUSTER):
+            _start(options, workers)
+        _warm = stack.pop_all()
     atexit.register(close_warm)
 
 
 @contextlib.contextmanager
-def _started(workers: int) -> Iterator[None]:
+def _started(options: RayCluster, workers: int) -> Iterator[None]:
     with _environment(_OWN_CLUSTER), _loopback():
         try:
-            ray.init(
-                "local",  # a plain init() would join any cluster that runs on this machine
-                num_cpus=max(workers, os.cpu_count() or 1),
-                include_dashboard=False,
-                logging_level=logging.ERROR,
-                logging_config=ray.LoggingConfig(log_level="ERROR"),
-            )
+            _start(options, workers)
             yield
         finally:
             ray.shutdown()
+
+
+def _start(options: RayCluster, workers: int) -> None:
+    ray.init(
+        "local",  # a plain init() would join any cluster that runs on this machine
+        num_cpus=max(math.ceil(workers * options.resources_per_worker.get("CPU", 1)), os.cpu_count() or 1),
+        runtime_env=options.runtime_env or None,
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+        logging_config=ray.LoggingConfig(log_level="ERROR"),
+    )
 
 
 @contextlib.contextmanager

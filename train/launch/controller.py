@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections import Counter
 from typing import Any
@@ -10,9 +11,12 @@ from typing import Any
 import ray
 from ray.train import FailureConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
 from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
     WorkerHealthCheckFailedError,
     WorkerHealthCheckTimeoutError,
 )
@@ -31,8 +35,9 @@ _LATE_S = 10.0  # so long after its neighbours a machine's death may be known
 class Budgets(FailurePolicy):  # type: ignore[misc]
     """Each cause has a number of faults after which the run is started again; the next one ends it."""
 
-    def __init__(self, options: RayCluster) -> None:
+    def __init__(self, options: RayCluster, start_s: float) -> None:
         super().__init__(FailureConfig())
+        self._start_s, self._wait_s, self._waited_s = start_s, options.wait_s, 0.0
         self._limits = {
             "code": options.max_failures, "loss": options.max_losses, "preemption": options.max_preemptions,
         }  # fmt: skip
@@ -42,11 +47,16 @@ class Budgets(FailurePolicy):  # type: ignore[misc]
         """Return whether to start again."""
         cause: str = "loss"
         if isinstance(training_failed_error, ControllerError):
-            if not isinstance(training_failed_error.controller_failure, WorkerGroupStartupFailedError):
+            failure = training_failed_error.controller_failure
+            if isinstance(failure, WorkerGroupStartupTimeoutError):  # of a size for which there is no room any more
+                self._waited_s += self._start_s
+                return FailureDecision.RETRY if self._waited_s < self._wait_s else FailureDecision.RAISE
+            if not isinstance(failure, WorkerGroupStartupFailedError):
                 return FailureDecision.RAISE
         else:
             cause = fault_of(training_failed_error).cause
         self._spent[cause] += 1
+        self._waited_s = 0.0
         within = self._limits[cause] == -1 or self._spent[cause] <= self._limits[cause]
         return FailureDecision.RETRY if within else FailureDecision.RAISE
 
@@ -78,10 +88,9 @@ class Watch(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
             return
         errors = worker_group_status.errors
         echoes = all(isinstance(e, WorkerError) and e.echo for e in errors.values())
-        end = time.monotonic() + (_LATE_S if echoes else 0.0)
-        for rank, status in statuses.items():
-            if status.error is None and echoes:
-                status.error = self._death(rank, end)
+        if echoes:
+            for rank, death in self._deaths([r for r, status in statuses.items() if status.error is None]).items():
+                statuses[rank].error = death
         step = self._step(statuses)
         for rank, status in statuses.items():
             gone = isinstance(status.error, WorkerHealthCheckFailedError | WorkerHealthCheckTimeoutError)
@@ -92,31 +101,34 @@ class Watch(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
     def _step(self, statuses: dict[int, Any]) -> int:
         """Return the step that those who live are at; -1 where they do not say so soon."""
         steps = [error.step for status in statuses.values() if isinstance(error := _own(status.error), WorkerError)]
-        for rank, status in statuses.items():
-            if status.error is None and not steps:
-                with contextlib.suppress(ray.exceptions.RayError):
-                    actor = self._group.get_workers()[rank].actor
-                    steps.append(ray.get(actor.execute.remote(worker.step), timeout=1.0))
+        living = [rank for rank, status in statuses.items() if status.error is None]
+        if living and not steps:
+            with contextlib.suppress(ray.exceptions.RayError):
+                actor = self._group.get_workers()[living[0]].actor
+                steps.append(ray.get(actor.execute.remote(worker.step), timeout=1.0))
         return max(steps, default=-1)
 
-    def _death(self, rank: int, end: float) -> Exception | None:
-        """Return what tells that a worker is gone, if that is known until then."""
-        probe = self._group.get_workers()[rank].actor.get_metadata.remote()
-        try:
-            ray.get(probe, timeout=max(0.5, end - time.monotonic()))
-        except ray.exceptions.GetTimeoutError:
-            return None
-        except ray.exceptions.RayActorError as error:
-            dead: Exception = WorkerHealthCheckFailedError("gone", error)
-            return dead
-        return None
+    def _deaths(self, ranks: list[int]) -> dict[int, Exception]:
+        """Return what tells that workers are gone; those that live answer at once."""
+        actors = self._group.get_workers()
+        probes = {actors[rank].actor.get_metadata.remote(): rank for rank in ranks}
+        answered, _ = ray.wait(list(probes), num_returns=len(probes), timeout=_LATE_S) if probes else ([], [])
+        deaths: dict[int, Exception] = {}
+        for probe in answered:
+            try:
+                ray.get(probe)
+            except ray.exceptions.RayActorError as error:
+                deaths[probes[probe]] = WorkerHealthCheckFailedError("gone", error)
+        return deaths
 
     def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
         """Keep what made the run start again."""
         if isinstance(current_state, RestartingState | ReschedulingState):
             error = current_state.training_failed_error
-            lost = isinstance(error, ControllerError)
-            self._note(Fault("loss", "A worker was lost as the run began.") if lost else fault_of(error))
+            if not isinstance(error, ControllerError):
+                self._note(fault_of(error))
+            elif isinstance(error.controller_failure, WorkerGroupStartupFailedError):
+                self._note(Fault("loss", "A worker was lost as the workers began."))
         elif isinstance(current_state, ResizingState):
             self._resizing = True
             count = current_state.scaling_decision.num_workers
@@ -150,9 +162,11 @@ class Training(TorchTrainer):  # type: ignore[misc]
         self._options = options
 
     def _create_default_callbacks(self) -> list[Any]:
-        # Ray removes the placement groups of a driver that has ended by itself.
+        # Each starts a process that has nothing to do: rows come from loaders, and Ray removes by itself the placement
+        # groups of a driver that has ended.
         callbacks = super()._create_default_callbacks()
-        return [c for c in callbacks if not isinstance(c, PlacementGroupCleanerCallback)]
+        return [c for c in callbacks if not isinstance(c, DatasetsCallback | PlacementGroupCleanerCallback)]
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
-        return super()._initialize_and_run_controller(**parts | {"failure_policy": Budgets(self._options)})
+        budgets = Budgets(self._options, float(os.environ[WORKER_GROUP_START_TIMEOUT_S_ENV_VAR]))
+        return super()._initialize_and_run_controller(**parts | {"failure_policy": budgets})

@@ -37,7 +37,7 @@ except ModuleNotFoundError as error:
     raise MissingExtraError("Trainer(workers=...) above 1 needs Ray. Run: pip install 'shipline[ray]'") from error
 
 from shipline.checkpoint import open_checkpoint
-from shipline.train.launch.cluster import connected, head_answers
+from shipline.train.launch.cluster import connected, head_answers, is_kept
 from shipline.train.launch.controller import Training, Watch
 from shipline.train.launch.faults import fault_of, first_error
 from shipline.train.launch.group import GroupConfig
@@ -69,7 +69,8 @@ def launch(trainer: Trainer, module: Any, data: DataModule | None, stage: Work, 
     with contextlib.ExitStack() as stack:
         stack.enter_context(_logging())
         lease = stack.enter_context(_lease(trainer, stage))
-        stack.enter_context(connected(cluster, trainer.workers))
+        there = ray.is_initialized() and not is_kept()
+        stack.enter_context(connected(cluster, trainer.workers, elastic=trainer.worker_range is not None))
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="shipline-ray-"))
         _check_resources(trainer, resources)
         key = secrets.token_hex(8)
@@ -96,7 +97,7 @@ def launch(trainer: Trainer, module: Any, data: DataModule | None, stage: Work, 
                 storage_path=scratch,
                 logging_config=LoggingConfig(log_level="CRITICAL"),
                 callbacks=[Watch(cluster)],
-                worker_runtime_env=_own_environment(trainer),
+                worker_runtime_env=_runtime_env(trainer) if there else {},
             ),
         )
         try:
@@ -135,9 +136,18 @@ def _committed(trainer: Trainer) -> str | None:
     return None
 
 
-def _own_environment(trainer: Trainer) -> dict[str, Any]:
-    """What workers of a cluster that was there before get of the user's; a directory is sent with the connection."""
-    return {name: value for name, value in trainer.cluster.runtime_env.items() if name == "env_vars"}
+def _runtime_env(trainer: Trainer) -> dict[str, Any]:
+    """What workers get of the user's where he has connected; else it went with the connection, directories included.
+
+    Raises:
+        ConfigError: it has directories of this machine.
+    """
+    found = trainer.cluster.runtime_env
+    if sent := [name for name in ("working_dir", "py_modules") if name in found]:
+        raise ConfigError(
+            f"RayCluster has runtime_env[{sent[0]!r}], and ray.init() was called before: give it to ray.init()."
+        )
+    return dict(found)
 
 
 def _check_resources(trainer: Trainer, resources: dict[str, float]) -> None:

@@ -1,6 +1,7 @@
 """A checkpoint: the weights of a module and the state of the run that trained it, as one committed directory.
 
-Reading one cannot run code: the weights are safetensors, the state is safetensors and JSON, the class is named but
+Reading one cannot run code: the weights are safetensors (one file, or one of each worker and an index), the state is
+safetensors and JSON, the class is named but
 never imported from here; whoever rebuilds the module says which class it is.
 """
 
@@ -14,11 +15,15 @@ from pydantic import ConfigDict
 
 from shipline.errors import IntegrityError, NotFoundError, ShiplineError
 from shipline.lineage import Lineage
+from shipline.shards import ShardIndex, assemble
 from shipline.store import Committed, Manifest, Store, open_store, read_pointers, redact, split
 
 WEIGHTS = "weights.safetensors"
+#: In place of it, where workers hold a part each: which tensor lies where.
+WEIGHTS_INDEX = "weights.index.json"
 STATE = "state/state.json"
 STATE_TENSORS = "state/state.safetensors"
+STATE_INDEX = "state/shards.index.json"
 POINTERS = "checkpoints.json"
 
 T = TypeVar("T")
@@ -45,13 +50,22 @@ class CheckpointManifest(Manifest):
 class Checkpoint(Committed[CheckpointManifest]):
     """A committed checkpoint."""
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether its weights lie in parts, as the workers that wrote it held them."""
+        return WEIGHTS_INDEX in self
+
+    def index(self, name: str) -> ShardIndex:
+        """Return which tensor lies where; IntegrityError where the file does not say it."""
+        return ShardIndex.parse(self.read(name), f"{self}/{name}")
+
     def weights(self, parse: Callable[[bytes], dict[str, T]]) -> dict[str, T]:
         """Return the state dict, as `parse` reads safetensors; names that share a tensor come back sharing it.
 
         Raises:
             IntegrityError: the file is damaged.
         """
-        data = self.read(WEIGHTS)
+        data = assemble(self.index(WEIGHTS_INDEX), self.read) if self.is_sharded else self.read(WEIGHTS)
         try:
             tensors = parse(data)
             return tensors | {name: tensors[source] for name, source in self.manifest.tied_weights.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -201,6 +201,18 @@ class Module(KeepsArguments, nn.Module, ModuleHooks, OptimizationHooks):
     def configure_optimizers(self) -> Any:
         """Return an optimizer, or one with learning rate schedulers, in any of the forms that Lightning takes."""
         raise ConfigError(f"{type(self).__name__} has no configure_optimizers: return an optimizer from it.")
+
+    def parallelize_plan(self) -> dict[str, Any]:
+        """Return how single layers are cut among workers, for the strategy `tp`.
+
+        A path of a part, in which `*` stands for any name, is given "colwise", "rowwise", "sequence", or a style of
+        torch.distributed.tensor.parallel: `{"layers.*.up": "colwise", "layers.*.down": "rowwise"}`.
+        """
+        return {}
+
+    def configure_pipeline(self) -> Sequence[nn.Module]:
+        """Return the layers that `forward` runs one after another, for the strategy `pp`: all weights are in them."""
+        return ()
 
     @classmethod
     def load_from_checkpoint(

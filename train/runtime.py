@@ -174,7 +174,7 @@ class Runtime(Settings, TrainerView):
     def move_module(self) -> None:
         """Bring the module, all of whose layers are made, to its precision and to the device."""
         self.precision_plugin.convert_module(self.module)
-        self.module.to(self.device)
+        self.strategy.place(self.module)
         if self.sync_batchnorm and self.strategy.world_size > 1:
             if self.device.type == "cpu":
                 raise ConfigError(

@@ -187,7 +187,7 @@ class TrainerView:
     @property
     def distributed_sampler_kwargs(self) -> dict[str, int]:
         """Which share of the rows this worker trains on, as PyTorch's DistributedSampler takes it."""
-        return {"num_replicas": self.world_size, "rank": self.global_rank}
+        return {"num_replicas": self.strategy.data_world_size, "rank": self.strategy.data_rank}
 
     # ---- what runs ---------------------------------------------------------------------------------------------------
 

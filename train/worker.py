@@ -19,9 +19,9 @@ def run_worker(
     trainer: Trainer, stage: Work, module: Any, data: Any, strategy: Strategy, seed: int | None, **options: Any
 ) -> Any:
     """Run a stage as one of the workers of a group; predictions are those of all, in order."""
-    seed_worker(seed, strategy.rank)
+    seed_worker(seed, strategy.data_rank)
     found = loops.run(trainer, stage, module, data, strategy, **options)
-    return _in_order(strategy.gather(found)) if stage == "predict" else found
+    return _in_order(strategy.gather_data(found)) if stage == "predict" else found
 
 
 def named(error: Exception, rank: int, workers: int) -> ShiplineError:

@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 import secrets
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from types import TracebackType
@@ -91,12 +92,22 @@ def _check_schema(data: bytes, model: type[Manifest], where: str) -> None:
         )
 
 
-class Publication:
-    """Files on their way to becoming a committed directory; as a context manager, removes what was not committed."""
+def fresh_nonce() -> str:
+    """Return a name below which a publication may write its files."""
+    return f"data-{secrets.token_hex(6)}"
 
-    def __init__(self, directory: Store) -> None:
-        self._directory = directory
-        self._nonce = f"data-{secrets.token_hex(6)}"
+
+class Publication:
+    """Files on their way to becoming a committed directory; as a context manager, removes what was not committed.
+
+    Args:
+        directory: to be committed.
+        nonce: of a publication that several processes write to; one of them commits it.
+    """
+
+    def __init__(self, directory: Store, nonce: str | None = None) -> None:
+        self.directory = directory
+        self._nonce = nonce or fresh_nonce()
         self._files: dict[str, FileEntry] = {}
         self._committed = False
 
@@ -112,9 +123,13 @@ class Publication:
     def add(self, name: str, data: Data) -> FileEntry:
         """Write one file under its fresh key and remember its size and digest."""
         entry = FileEntry(key=f"{self._nonce}/{name}", **measure(data))
-        self._directory.write(entry.key, data)
+        self.directory.write(entry.key, data)
         self._files[name] = entry
         return entry
+
+    def include(self, files: Mapping[str, FileEntry]) -> None:
+        """Take files that another process has added."""
+        self._files.update(files)
 
     def digests(self) -> dict[str, str]:
         """Return the sha256 of each file added."""
@@ -130,10 +145,10 @@ class Publication:
         """
         sealed, data = seal(manifest.model_copy(update={"files": dict(self._files)}))
         try:
-            (self._directory.write if replace else self._directory.create)(MANIFEST, data)
+            (self.directory.write if replace else self.directory.create)(MANIFEST, data)
         except ExistsError as error:
             raise ExistsError(
-                f"{self._directory} was committed already, and what is committed never changes."
+                f"{self.directory} was committed already, and what is committed never changes."
             ) from error
         self._committed = True
         self._sweep()
@@ -142,14 +157,14 @@ class Publication:
     def _sweep(self) -> None:
         """Remove what earlier, unfinished publications of this directory left behind."""
         with contextlib.suppress(ShiplineError):  # it is committed, whatever becomes of the leftovers
-            for name in self._directory.list():
+            for name in self.directory.list():
                 if name.startswith("data-") and name != self._nonce:
                     self._remove_quietly(name)
 
     def _remove_quietly(self, key: str) -> None:
         # The caller's own error matters more than leftovers, which no reader sees and the next commit sweeps.
         with contextlib.suppress(ShiplineError):
-            self._directory.remove(key)
+            self.directory.remove(key)
 
 
 class Committed(Generic[M]):

@@ -25,7 +25,7 @@ def test_every_kind_is_listed(run: Run) -> None:
     assert (outcome.code, outcome.err) == (0, "")
     assert set(PLURALS) == set(BUILT_IN)
     assert [row[0] for row in rows(outcome.out) if row[0]] == sorted(PLURALS.values())
-    assert "ddp, ddp_find_unused_parameters_false, ddp_find_unused_parameters_true, single_device" in outcome.out
+    assert "ddp, ddp_find_unused_parameters_false, ddp_find_unused_parameters_true, fsdp" in outcome.out
 
 
 @pytest.mark.parametrize("kind", BUILT_IN)

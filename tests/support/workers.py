@@ -25,7 +25,7 @@ def run_workers(script: Path, count: int, directory: Path) -> list[Any]:
     ]
     ended = []
     try:
-        ended = [(worker.communicate(timeout=120), worker.returncode) for worker in workers]
+        ended = [(worker.communicate(timeout=400), worker.returncode) for worker in workers]
     finally:
         for worker in workers:
             worker.kill()

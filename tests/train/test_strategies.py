@@ -64,7 +64,7 @@ def test_a_run_of_one_worker_needs_no_process_group() -> None:
 
 
 def test_strategies_that_are_none() -> None:
-    with pytest.raises(UnknownNameError, match=r"Unknown strategy 'dpp'\. Did you mean 'ddp'\? Known: auto, ddp, "):
-        sl.Trainer(strategy="dpp")
+    with pytest.raises(UnknownNameError, match=r"Unknown strategy 'ddpp'\. Did you mean 'ddp'\? Known: auto, ddp, "):
+        sl.Trainer(strategy="ddpp")
     with pytest.raises(ConfigError, match=r"strategy is a int, which is no shipline\.train\.strategies\.Strategy"):
         sl.Trainer(strategy=3)  # type: ignore[arg-type]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from shipline.checkpoint import STATE, STATE_TENSORS, Checkpoint, checkpoints_beside, open_checkpoint
 from shipline.errors import ConfigError, IntegrityError, NotFoundError
@@ -16,9 +17,11 @@ from shipline.train.checkpoints.tree import decode_tree, read_tensors
 from shipline.train.checkpoints.weights import load_weights
 from shipline.train.hooks import overrides
 from shipline.train.metrics.objects import load_metric_states
+from shipline.train.strategies.tensors import spread_like
 
 if TYPE_CHECKING:
     from shipline.train.module import Module
+    from shipline.train.strategies import Strategy
     from shipline.train.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -39,7 +42,7 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
             "resume from one made with save_weights_only=False."
         )
     state = read_state(checkpoint)
-    own = own_state(state, trainer.strategy.rank, trainer.strategy.world_size)
+    own = own_state(*_shares(state, trainer.strategy))
     seen = {**state["module"], "callbacks": state["callbacks"]}
     load_weights(trainer.module, checkpoint, partial(trainer.hooks, "on_load_checkpoint"), seen)
     _restore_optimizers(trainer, state, checkpoint)
@@ -57,6 +60,21 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     load_metric_states(trainer.module, own["metric_states"])
     _restore_gradients(trainer.module, own["gradients"])
     trainer.resumed = own
+
+
+def _shares(state: dict[str, Any], strategy: Strategy) -> tuple[dict[str, Any], int, int]:
+    """Return the state, a worker's number in it, and how many there are now.
+
+    Where workers hold parts of one model, they go on as the ones that they are if all are arranged as before; else
+    shares of the rows go on, whoever has them.
+    """
+    workers = state["workers"]
+    places, rank = state.get("data_ranks", list(range(len(workers)))), strategy.rank
+    alike = (len(places), len(set(places))) == (strategy.world_size, strategy.data_world_size)
+    if alike and places[rank] == strategy.data_rank:
+        return state, rank, strategy.world_size
+    last = dict(zip(places, workers, strict=True))  # of each share, the worker that knows its results
+    return {**state, "workers": [last[place] for place in sorted(last)]}, strategy.data_rank, strategy.data_world_size
 
 
 def own_state(state: dict[str, Any], rank: int, world_size: int) -> dict[str, Any]:
@@ -129,18 +147,37 @@ def _whole(checkpoint: Checkpoint) -> Checkpoint:
 
 def _restore_optimizers(trainer: Trainer, state: dict[str, Any], checkpoint: Checkpoint) -> None:
     try:
-        for optimizer, saved in zip(trainer.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+        if checkpoint.is_sharded:
+            from shipline.train.checkpoints.sharded import restore_shards
+
+            restore_shards(trainer, state["optimizers"], checkpoint)
+        else:
+            for optimizer, saved in zip(trainer.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(_spread(optimizer, saved))
         for schedule, saved in zip(trainer.schedules, state["schedulers"], strict=True):
             schedule.scheduler.load_state_dict(saved)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, ConfigError) as error:
         raise ConfigError(
             f"configure_optimizers returns another optimizer, or other schedulers, than {checkpoint} was made with: "
             f"{error}. Return the same to go on from it."
         ) from error
 
 
+def _spread(optimizer: Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+    """Return an optimizer's state with its whole tensors spread as the parameters are that they belong to."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    state = {
+        number: {
+            key: spread_like(value, parameters[number]) if isinstance(value, torch.Tensor) else value
+            for key, value in own.items()
+        }
+        for number, own in saved["state"].items()
+    }
+    return {**saved, "state": state}
+
+
 def _restore_gradients(module: nn.Module, gradients: dict[str, torch.Tensor]) -> None:
     parameters = dict(module.named_parameters())
     for name, gradient in gradients.items():
-        parameters[name].grad = gradient.to(parameters[name].device, parameters[name].dtype)
+        parameter = parameters[name]
+        parameter.grad = spread_like(gradient.to(parameter.device, parameter.dtype), parameter)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +16,7 @@ from shipline.lineage import without_secrets
 from shipline.store import Store
 from shipline.train.checkpoints.weights import split_tied
 from shipline.train.metrics import finite_or_none
+from shipline.train.strategies.tensors import whole
 
 if TYPE_CHECKING:
     from shipline.train.trainer import Trainer
@@ -44,7 +47,19 @@ def save(
         TrainingError: the checkpoint before could not be written; or something in the state cannot be kept.
     """
     submit = trainer.hooks.profiled("save_checkpoint", _submit)
-    submit(trainer, directory, (monitor, mode), weights_only, replace, then)
+    submit(trainer, Wanted(directory, monitor, mode, weights_only, replace, then))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A checkpoint that is to be written: arguments of `save`."""
+
+    directory: Store
+    monitor: str | None
+    mode: Any
+    weights_only: bool
+    replace: bool
+    then: Callable[[], None] | None
 
 
 def prepare(trainer: Trainer, *, weights_only: bool = False) -> None:
@@ -54,7 +69,7 @@ def prepare(trainer: Trainer, *, weights_only: bool = False) -> None:
         trainer: of a run that has taken its first step, so that its optimizers have their state.
         weights_only: as the checkpoints will be.
     """
-    if trainer.strategy.rank != 0:
+    if trainer.strategy.rank != 0 or trainer.strategy.shards_weights:
         return
     module = trainer.module
     trainer.saver.weights.reserve([*module.parameters(), *module.buffers()])
@@ -64,44 +79,64 @@ def prepare(trainer: Trainer, *, weights_only: bool = False) -> None:
         trainer.saver.state.reserve([value for value in values if isinstance(value, torch.Tensor)])
 
 
-def _submit(
-    trainer: Trainer,
-    directory: Store,
-    judged: tuple[str | None, Any],
-    weights_only: bool,
-    replace: bool,
-    then: Callable[[], None] | None,
-) -> None:
+def _submit(trainer: Trainer, wanted: Wanted) -> None:
     trainer.loss_check.look()  # weights that came of a loss that is not finite are not to be kept
     content = _content(trainer)
-    everybody = [] if weights_only else trainer.strategy.gather(_of_this_worker(trainer))
+    everybody = [] if wanted.weights_only else trainer.strategy.gather(_of_this_worker(trainer))
+    (_submit_sharded if trainer.strategy.shards_weights else _submit_whole)(trainer, wanted, content, everybody)
+
+
+def _submit_sharded(trainer: Trainer, wanted: Wanted, content: dict[str, Any], everybody: list[Any]) -> None:
+    from shipline.train.checkpoints.sharded import save_sharded, tied_names
+
+    tied = tied_names(trainer.module)
+    state_dict = content.pop("state_dict")
+    weights = {name: tensor for name, tensor in state_dict.items() if name not in tied and not tensor.is_meta}
+    callbacks = {} if wanted.weights_only else whole(_of_callbacks(trainer))
+    data_ranks = trainer.strategy.gather(trainer.strategy.data_rank)
+
+    def state() -> dict[str, Any]:
+        return _of_the_run(trainer, callbacks) | {
+            "module": whole(_own(content)), "workers": everybody, "data_ranks": data_ranks,
+        }  # fmt: skip
+
+    save_sharded(trainer, wanted, weights, state, partial(_manifest, trainer, tied, wanted))
+
+
+def _submit_whole(trainer: Trainer, wanted: Wanted, content: dict[str, Any], everybody: list[Any]) -> None:
+    optimizers = [] if wanted.weights_only else [trainer.strategy.optimizer_state(each) for each in trainer.optimizers]
     if trainer.strategy.rank != 0:
         return
     tensors, tied = split_tied(content.pop("state_dict"))
+    state = None
+    if not wanted.weights_only:
+        state = _of_the_run(trainer, _of_callbacks(trainer))
+        state |= {"optimizers": optimizers, "module": _own(content), "workers": everybody}
     trainer.saver.save(
-        directory,
+        wanted.directory,
         tensors,
-        None if weights_only else _of_the_run(trainer) | {"module": _own(content), "workers": everybody},
-        _manifest(trainer, tied, *judged),
+        state,
+        _manifest(trainer, tied, wanted),
         first=[each.save for each in trainer.loggers],  # a resumed run counts on the rows up to here
-        replace=replace,
-        then=then,
+        replace=wanted.replace,
+        then=wanted.then,
     )
 
 
-def _manifest(trainer: Trainer, tied: dict[str, str], monitor: str | None, mode: Any) -> CheckpointManifest:
+def _manifest(trainer: Trainer, tied: dict[str, str], wanted: Wanted) -> CheckpointManifest:
     module = trainer.module
+    kind = trainer.strategy.class_of(module)
     kept, lost = plain_arguments(dict(module.hparams))
     return CheckpointManifest(
-        module=f"{type(module).__module__}.{type(module).__qualname__}",
+        module=f"{kind.__module__}.{kind.__qualname__}",
         hyper_parameters=kept,
         not_rebuildable=lost,
         tied_weights=tied,
         epoch=trainer.current_epoch,
         global_step=trainer.global_step,
         metrics=finite_or_none(trainer.callback_metrics),
-        monitor=monitor,
-        mode=mode,
+        monitor=wanted.monitor,
+        mode=wanted.mode,
         lineage=trainer.lineage,
     )
 
@@ -121,15 +156,18 @@ def _own(content: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in content.items() if name not in given}
 
 
-def _of_the_run(trainer: Trainer) -> dict[str, Any]:
+def _of_callbacks(trainer: Trainer) -> dict[str, Any]:
+    return {key: callback.state_dict() for key, callback in trainer.callbacks_by_key().items()}
+
+
+def _of_the_run(trainer: Trainer, callbacks: dict[str, Any]) -> dict[str, Any]:
     """What all workers have in common."""
     return {
         "progress": trainer.progress.state_dict(),
         "share": trainer.fit_data.share_state(),
-        "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
         "schedulers": [schedule.scheduler.state_dict() for schedule in trainer.schedules],
         "precision": trainer.precision_plugin.state_dict(),
-        "callbacks": {key: callback.state_dict() for key, callback in trainer.callbacks_by_key().items()},
+        "callbacks": callbacks,
         "data": trainer.data.state_dict(),
         "loggers": [each.state_dict() for each in trainer.loggers],
         "metrics": {
@@ -148,7 +186,7 @@ def _of_this_worker(trainer: Trainer) -> dict[str, Any]:
         **(trainer.before_validation or trainer.interruptible_state()),
         "train_feed": trainer.fit_data.train_state(trainer.progress.batches),
         "epoch_metrics": trainer.metrics.entries_state("train"),
-        "gradients": _gradients(module) if trainer.holds_gradients() else {},
+        "gradients": _gradients(module) if trainer.holds_gradients() and not trainer.strategy.shards_weights else {},
     }
 
 

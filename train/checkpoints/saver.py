@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shipline.checkpoint import STATE, STATE_TENSORS, WEIGHTS, CheckpointManifest
 from shipline.errors import ExistsError, TrainingError
@@ -15,6 +15,9 @@ from shipline.train.checkpoints.image import Image
 from shipline.train.checkpoints.tree import Tensors, encode_tree
 from shipline.train.checkpoints.writer import Writer
 
+if TYPE_CHECKING:
+    from shipline.train.checkpoints.sharded import ShardSaver
+
 
 @dataclass
 class Saver:
@@ -23,6 +26,8 @@ class Saver:
     writer: Writer = field(default_factory=Writer)
     weights: Image = field(default_factory=Image)
     state: Image = field(default_factory=Image)
+    #: The same for strategies whose workers hold parts; the first such checkpoint makes it.
+    shards: ShardSaver | None = None
 
     def save(
         self,
@@ -70,12 +75,20 @@ def _commit(directory: Store, files: dict[str, Data], manifest: CheckpointManife
     with Publication(directory) as publication:
         for name, data in files.items():
             publication.add(name, data)
-        try:
-            publication.commit(manifest, replace)
-        except ExistsError:
-            # Perhaps by ourselves: a store may take a file and then fail to say so.
-            there = Committed[CheckpointManifest].open(directory, CheckpointManifest).manifest
-            if {name: entry.sha256 for name, entry in there.files.items()} != publication.digests():
-                raise TrainingError(
-                    f"{directory} holds another checkpoint already; give each a name of its own."
-                ) from None
+        commit(publication, manifest, replace)
+
+
+def commit(publication: Publication, manifest: CheckpointManifest, replace: bool) -> None:
+    """Commit a checkpoint whose files are all added.
+
+    Raises:
+        TrainingError: another one was committed there before.
+    """
+    try:
+        publication.commit(manifest, replace)
+    except ExistsError:
+        # Perhaps by ourselves: a store may take a file and then fail to say so.
+        directory = publication.directory
+        there = Committed[CheckpointManifest].open(directory, CheckpointManifest).manifest
+        if {name: entry.sha256 for name, entry in there.files.items()} != publication.digests():
+            raise TrainingError(f"{directory} holds another checkpoint already; give each a name of its own.") from None

@@ -9,10 +9,11 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from shipline.checkpoint import Checkpoint
+from shipline.checkpoint import WEIGHTS_INDEX, Checkpoint
 from shipline.errors import IntegrityError, TrainingError
 from shipline.train.checkpoints.image import Image
 from shipline.train.checkpoints.tree import Tensors, storable
+from shipline.train.strategies.tensors import is_spread, spread_like
 
 
 def split_tied(state_dict: Mapping[str, Any]) -> tuple[Tensors, dict[str, str]]:
@@ -56,14 +57,38 @@ def load_weights(
     """
     manifest = checkpoint.manifest
     content = {
-        "state_dict": checkpoint.weights(safetensors.torch.load), "epoch": manifest.epoch,
+        "state_dict": _weights(module, checkpoint), "epoch": manifest.epoch,
         "global_step": manifest.global_step, "hyper_parameters": dict(manifest.hyper_parameters), **own,
     }  # fmt: skip
     on_load(content)
     try:
-        module.load_state_dict(content["state_dict"], strict=strict)
+        have = module.state_dict()
+        weights = {
+            name: spread_like(tensor, have[name]) if name in have and isinstance(tensor, torch.Tensor) else tensor
+            for name, tensor in content["state_dict"].items()
+        }
+        module.load_state_dict(weights, strict=strict)
     except Exception as error:  # whatever a user's own hooks raise
         raise IntegrityError(
             f"The weights of {checkpoint} do not fit {type(module).__name__}: {str(error).strip()[:500]} "
             "Give the class and the constructor arguments that it was trained with."
         ) from error
+
+
+def _weights(module: nn.Module, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The checkpoint's weights; where the module and they are both in parts, only this worker's."""
+    own = {name: tensor for name, tensor in module.state_dict().items() if isinstance(tensor, torch.Tensor)}
+    if not checkpoint.is_sharded or not any(is_spread(tensor) or tensor.is_meta for tensor in own.values()):
+        return checkpoint.weights(safetensors.torch.load)
+    from shipline.train.checkpoints.shards import like, read_shards
+
+    index = checkpoint.index(WEIGHTS_INDEX)
+    sources = {name: checkpoint.manifest.tied_weights.get(name, name) for name in own}
+    found = {
+        source: like(index, source, own[name])
+        for name, source in sources.items()
+        if source in index.root and not own[name].is_meta
+    }
+    read_shards(checkpoint, index, found)
+    # What another worker holds is empty here, and stays so.
+    return {name: found.get(source, own[name]) for name, source in sources.items() if source in index.root}

@@ -40,10 +40,19 @@ class Writer:
         Raises:
             TrainingError: the one before failed, however often it was tried.
         """
+        self.run(lambda: self.retry(where, job))
+
+    def run(self, job: Callable[[], None]) -> None:
+        """Do `job` once, after the one before: it tries again itself what can be tried again.
+
+        Raises:
+            TrainingError: the one before failed.
+        """
         self.wait()
         if self._pool is None:
             self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shipline-checkpoint")
-        self._job = self._pool.submit(self._try, where, job)
+        self._refused = False
+        self._job = self._pool.submit(job)
 
     def check(self) -> None:
         """Raise what a finished job raised; wait for nothing."""
@@ -84,7 +93,12 @@ class Writer:
                 self._pool = None
             self._stopping.clear()
 
-    def _try(self, where: str, job: Callable[[], None]) -> None:
+    def retry(self, where: str, job: Callable[[], None]) -> None:
+        """Do `job` in this thread, and again for as long as the store refuses.
+
+        Raises:
+            TrainingError: it refused to the end.
+        """
         began, wait, self._refused = time.monotonic(), 1.0, False
         while True:
             try:

@@ -119,14 +119,15 @@ def _work(
         raise
     except SystemExit as end:  # as the driver was told; its process ends with this
         ended = end.code
-    return _returned(trainer, module, stage, found, ended) if where.rank == 0 else None
+    weights = strategy.weights(module) if stage == "fit" and ended is None else None
+    return _returned(trainer, weights, found, ended) if where.rank == 0 else None
 
 
-def _returned(trainer: Trainer, module: Any, stage: Any, found: Any, ended: Any) -> bytes:
+def _returned(trainer: Trainer, weights: dict[str, Any] | None, found: Any, ended: Any) -> bytes:
     returned: dict[str, Any] = {"found": found, "callbacks": trainer.callbacks, "lineage": trainer.lineage}
     returned |= {"ended": ended, "state": {name: getattr(trainer, name) for name in STATE}}
-    if stage == "fit" and ended is None:
-        returned["weights"], returned["tied"] = dump_weights(module.state_dict())
+    if weights is not None:
+        returned["weights"], returned["tied"] = dump_weights(weights)
     return bytes(ray.cloudpickle.dumps(returned))  # Ray Train refuses to return objects that hold tensors
 
 

@@ -51,7 +51,7 @@ def sources(trainer: Trainer, loaders: Any, limit: Limit) -> list[Source]:
     found = []
     for loader in several(loaders):
         split = trainer.use_distributed_sampler and not is_sharded(loader)
-        every, first = (trainer.strategy.world_size, trainer.strategy.rank) if split else (1, 0)
+        every, first = (trainer.strategy.data_world_size, trainer.strategy.data_rank) if split else (1, 0)
         found.append(Source(any_feed(loader, every, first), count_batches(any_feed(loader), limit), every, first))
     return found
 
@@ -136,6 +136,7 @@ def run_steps(trainer: Trainer, name: Name, most: int | None = None) -> None:
         where = () if count == 1 else (index,)
         metrics.suffix = _suffix(count, index)
         batches = source.feed.batches(source.own_batches(most))
+        batches = trainer.strategy.in_step(batches)
         batches = trainer.profiler.profile_iterable(batches, f"{name}_dataloader_next")
         for number, (batch, _last) in enumerate(batches):
             batch_idx = source.first + number * source.every
@@ -180,7 +181,7 @@ def _evaluating(trainer: Trainer, name: Name, inference_mode: bool) -> Iterator[
     before, trainer.evaluation = trainer.evaluation, name
     stage, trainer.state.stage = trainer.state.stage, "sanity_check" if trainer.sanity_checking else _STAGES[name]
     try:
-        with torch.inference_mode() if inference_mode else torch.no_grad():
+        with torch.inference_mode() if inference_mode and trainer.strategy.infers else torch.no_grad():
             yield
     finally:
         trainer.evaluation, trainer.state.stage = before, stage

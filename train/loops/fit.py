@@ -52,6 +52,8 @@ def make_optimizers(trainer: Trainer) -> None:
     returned = trainer.hooks.method("configure_optimizers")()
     trainer.optimizers, trainer.schedules = parse_optimizers(returned, module.automatic_optimization)
     check_optimization(module, trainer.optimizers, trainer)
+    schedulers = [schedule.scheduler for schedule in trainer.schedules]
+    trainer.optimizers = trainer.strategy.setup_optimizers(trainer.optimizers, schedulers)
     trainer.loss_check = LossCheck(trainer)
     trainer.loop_optimizers = [for_steps(trainer, optimizer) for optimizer in trainer.optimizers]
 

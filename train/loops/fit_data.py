@@ -45,7 +45,7 @@ class FitData:
                 loader = unshuffled(loader)
             if trainer.use_distributed_sampler:
                 alone = trainer.worker_range is not None
-                loader = self._even(shard(loader, trainer.strategy.rank, trainer.strategy.world_size, alone))
+                loader = self._even(shard(loader, trainer.strategy.data_rank, trainer.strategy.data_world_size, alone))
             self.train_loader = loader
             if isinstance(loader, dict | list | tuple):
                 loader = CombinedLoader(loader, "max_size_cycle")
@@ -142,12 +142,12 @@ class FitData:
         trainer, sampler = self._trainer, self._sampler()
         done, every = trainer.progress.batches, trainer.accumulate_grad_batches
         done = done if trainer.progress.last else done - done % every
-        state = {"workers": trainer.strategy.world_size, "steps": -(-done // every), "rows": None, "moved": None}
+        state = {"workers": trainer.strategy.data_world_size, "steps": -(-done // every), "rows": None, "moved": None}
         if sampler is None:
             return state
         moved = sampler.moved if sampler.moved and sampler.moved.epoch == trainer.progress.current_epoch else None
         before, given = (moved.rows, moved.given) if moved else (0, 0)
-        state["rows"] = before + (done * self.train_loader.batch_size - given) * trainer.strategy.world_size
+        state["rows"] = before + (done * self.train_loader.batch_size - given) * trainer.strategy.data_world_size
         return state | {"moved": None if moved is None else [moved.epoch, moved.rows, moved.given]}
 
     def load_states(
@@ -217,7 +217,7 @@ class FitData:
                     "There were %d workers when the checkpoint was made, and the loader's order is another for each "
                     "number: in the epoch that goes on, rows may come twice, or not at all.", share["workers"],
                 )  # fmt: skip
-        elif (given := position * self.train_loader.batch_size) * trainer.strategy.world_size != share["rows"]:
+        elif (given := position * self.train_loader.batch_size) * trainer.strategy.data_world_size != share["rows"]:
             self._move(sampler, Moved(progress.current_epoch, share["rows"], given))
         return {**train, "position": position, "ahead": None, "ended": False}
 

@@ -24,7 +24,7 @@ def collecting(trainer: Trainer, stage: Stage) -> Iterator[None]:
 def reduced(trainer: Trainer, reset: bool = True) -> EpochMetrics:
     """Reduce what was collected over the epoch and all workers, show it to callbacks, and return it."""
     metrics = trainer.metrics
-    epoch = metrics.reduce_epoch(trainer.strategy.gather, trainer.strategy.world_size)
+    epoch = metrics.reduce_epoch(trainer.strategy.gather_data, trainer.strategy.world_size)
     metrics.step.clear()  # or it would hide, later on, what another stage logs under the same name
     latest = epoch.steps | epoch.all
     trainer.reduced_metrics.update({k: torch.tensor(v, dtype=torch.float64) for k, v in latest.items()})
@@ -36,7 +36,7 @@ def reduced(trainer: Trainer, reset: bool = True) -> EpochMetrics:
 
 def log_step(trainer: Trainer) -> None:
     """Give loggers what training steps logged last."""
-    trainer.metrics.reduce_steps(trainer.strategy.gather)
+    trainer.metrics.reduce_steps(trainer.strategy.gather_data)
     log_values(trainer, {name: float(value) for name, value in trainer.metrics.step_logged.items()})
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import nn
 from torch.optim import Optimizer
 
 from shipline.errors import ConfigError, TrainingError
@@ -88,9 +87,9 @@ class OptimizationHooks:
         self.trainer.precision_plugin.unscale(unwrapped(optimizer))
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         if gradient_clip_algorithm == "value":
-            nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+            self.trainer.strategy.clip_grad_value(parameters, gradient_clip_val)
         else:
-            nn.utils.clip_grad_norm_(parameters, gradient_clip_val)
+            self.trainer.strategy.clip_grad_norm(parameters, gradient_clip_val)
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Step a learning rate scheduler; `metric` is what it monitors, None where it monitors nothing."""

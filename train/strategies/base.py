@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,8 @@ from shipline.store.urls import split
 from shipline.train.distributed.collectives import operation
 
 if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
     from shipline.train.module import Module
 
 Step = Callable[..., Any]
@@ -34,6 +36,10 @@ class Strategy:
     node_rank = 0
     #: Where this worker computes; the Trainer sets it.
     root_device = torch.device("cpu")
+    #: Whether each worker holds only its part of the weights: then checkpoints are written in parts, by all of them.
+    shards_weights = False
+    #: Whether evaluation may run in `torch.inference_mode`.
+    infers = True
 
     @property
     def global_rank(self) -> int:
@@ -45,9 +51,27 @@ class Strategy:
         """Whether this is the first worker."""
         return self.rank == 0
 
+    @property
+    def data_rank(self) -> int:
+        """The number of this worker's share of the rows: workers that hold parts of one model see the same."""
+        return self.rank
+
+    @property
+    def data_world_size(self) -> int:
+        """Into how many shares rows are divided."""
+        return self.world_size
+
+    def place(self, module: Module) -> None:
+        """Bring the module to the device, before `setup`."""
+        module.to(self.root_device)
+
     def setup(self, module: Module) -> Module:
         """Return the module as this strategy trains it, before its optimizers are made."""
         return module
+
+    def setup_optimizers(self, optimizers: list[Optimizer], schedulers: list[Any]) -> list[Optimizer]:
+        """Return the optimizers as this strategy steps them, and tell the learning rate schedulers."""
+        return optimizers
 
     def training_step(self, module: Module) -> Step:
         """Return the function that runs a training step so that gradients are those of all workers."""
@@ -63,6 +87,30 @@ class Strategy:
     def average_gradients(self, module: Module) -> None:
         """Make gradients that were only accumulated those of all workers, where no backward pass will do it."""
 
+    def clip_grad_norm(self, parameters: list[torch.Tensor], max_norm: float) -> None:
+        """Limit the norm of all gradients together."""
+        nn.utils.clip_grad_norm_(parameters, max_norm)
+
+    def clip_grad_value(self, parameters: list[torch.Tensor], most: float) -> None:
+        """Limit each value of the gradients."""
+        nn.utils.clip_grad_value_(parameters, most)
+
+    def in_step(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Return the batches to evaluate; a worker that has fewer than others may have to help them meanwhile."""
+        return batches
+
+    def class_of(self, module: Module) -> type:
+        """Return the class that the user gave the module."""
+        return type(module)
+
+    def weights(self, module: Module) -> dict[str, Any]:
+        """Return the module's state dict, whole, on the first worker; all call it."""
+        return module.state_dict()
+
+    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Return an optimizer's state, whole, on the first worker; all call it."""
+        return optimizer.state_dict()
+
     def barrier(self, name: str | None = None) -> None:
         """Wait for all workers."""
 
@@ -70,9 +118,17 @@ class Strategy:
         """Return every worker's `value`, in order of rank. For small, plain values."""
         return [value]
 
+    def gather_data(self, value: Any) -> list[Any]:
+        """Return the `value` of one worker of each share of the rows, in order of the shares."""
+        return self.gather(value)
+
     def broadcast(self, obj: Any, src: int = 0) -> Any:
         """Return worker `src`'s `obj`."""
         return self.gather(obj)[src]
+
+    def background(self) -> Callable[[Any], list[Any]]:
+        """Return what gathers as `gather` does, in another thread, while this one goes on; all call it."""
+        return self.gather
 
     def all_gather(self, tensor: torch.Tensor, group: Any = None, sync_grads: bool = False) -> torch.Tensor:
         """Return every worker's tensor, stacked; with one worker, itself."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,7 @@ class Ddp(Joined):
             return step_of(module, "training_step")
         devices = None if module.device.type == "cpu" else [module.device.index]
         step = DistributedDataParallel(_TrainingStep(module), device_ids=devices, **self._options)
+        _keep_order(step)
         return step if module.automatic_optimization else _BackwardInside(step)
 
     def no_sync(self, step: Step) -> AbstractContextManager[Any]:
@@ -65,6 +66,16 @@ class DdpFindUnusedParameters(Ddp):
         super().__init__(**{"find_unused_parameters": True} | options)
 
 
+def _keep_order(step: DistributedDataParallel) -> None:
+    """Let gradients be exchanged in one order from the first step on, that in which they mostly come.
+
+    PyTorch sorts them anew after the first step. What several workers add would then be rounded otherwise in a run's
+    first step than in its later ones, and a run that is resumed would not be the one that was not.
+    """
+    step.reducer._push_all_rebuilt_params()  # noqa: SLF001 -- there is no public way
+    step.reducer._rebuild_buckets()  # noqa: SLF001
+
+
 class _BackwardInside:
     """A training step that runs its own backward passes: what DistributedDataParallel does after it is left out."""
 
@@ -91,6 +102,10 @@ class _TrainingStep(nn.Module):
         self.module = module
         self.step = step_of(module, "training_step")
         self.after: Callable[[], None] | None = None
+
+    def named_modules(self, *args: Any, **options: Any) -> Iterator[tuple[str, nn.Module]]:
+        """Return the last first: DistributedDataParallel takes gradients in the order of the modules."""
+        yield from reversed(list(super().named_modules(*args, **options)))
 
     def forward(self, batch: Any, batch_idx: int) -> Any:
         outputs = self.step(batch, batch_idx)

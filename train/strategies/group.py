@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,11 +12,15 @@ import torch.distributed as dist
 from shipline.train.distributed import collectives, environment
 from shipline.train.strategies.base import Strategy
 
+#: What a strategy has only in the process that it runs in.
+_OF_PROCESS = ("_background", "_lending", "_own", "_group")
+
 
 class Joined(Strategy):
     """One of the workers of a process group that exists already; what they train, a strategy derived from it says."""
 
     joins_workers = True
+    _background: Any = None
 
     @property
     def rank(self) -> int:  # type: ignore[override]
@@ -49,6 +55,16 @@ class Joined(Strategy):
     def broadcast(self, obj: Any, src: int = 0) -> Any:
         """Return worker `src`'s `obj`."""
         return collectives.broadcast_object(obj, src)
+
+    def background(self) -> Callable[[Any], list[Any]]:
+        """Return what gathers as `gather` does, in another thread, while this one goes on; all call it."""
+        if self._background is None:
+            self._background = dist.new_group(backend="gloo")
+        return partial(collectives.gather_objects, group=self._background)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What travels to another process: not the groups of this one."""
+        return {name: value for name, value in self.__dict__.items() if name not in _OF_PROCESS}
 
     def all_gather(self, tensor: torch.Tensor, group: Any = None, sync_grads: bool = False) -> torch.Tensor:
         """Return every worker's tensor, stacked."""

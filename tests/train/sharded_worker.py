@@ -1,0 +1,198 @@
+"""One of several workers that hold a part of the weights each: PyTorch's process group, the same loop.
+
+    python sharded_worker.py RANK WORLD_SIZE DIRECTORY
+
+Four workers train and save; two go on with what those have saved. Prints as JSON what this worker saw.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Callable
+from datetime import timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils.data import DataLoader
+from training import bare_trainer, new_trainer
+from transformer import Transformer, digits, transformer
+
+import shipline as sl
+from shipline.checkpoint import open_checkpoint
+from shipline.errors import ShiplineError
+from shipline.train import loops
+from shipline.train.data import Loaders
+from shipline.train.run import RunDirectory
+from shipline.train.strategies import Ddp, Strategy
+from shipline.train.strategies.fsdp import Fsdp, FsdpTensorParallel, TensorParallel
+from shipline.train.strategies.pipeline import Pipeline, PipelineFsdp
+from shipline.train.strategies.tensors import local
+from shipline.train.strategies.zero import Zero1
+
+STRATEGIES: dict[str, Callable[[], Strategy]] = {
+    "zero1": Zero1,
+    "fsdp": Fsdp,
+    "fsdp, two copies": lambda: Fsdp(replicate=2),
+    "fsdp, whole after forward": lambda: Fsdp(reshard_after_forward=False),
+    "fsdp, activations twice": lambda: Fsdp(activation_checkpointing="Block", cpu_offload=True),
+    "fsdp, other units": lambda: Fsdp(wrap=["Block", "Head"], param_dtype="float32"),
+    "tp": TensorParallel,
+    "fsdp+tp": FsdpTensorParallel,
+    "pp": Pipeline,
+    "pp, interleaved": lambda: Pipeline(schedule="interleaved"),
+    "pp+fsdp": lambda: PipelineFsdp(schedule="gpipe"),
+}
+SAVED = ("fsdp", "fsdp+tp", "pp+fsdp", "zero1")
+
+
+class ByHand(Transformer):
+    """With its backward pass inside the training step."""
+
+    automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        loss = super().training_step(batch, batch_idx)
+        self.manual_backward(loss)
+        optimizer.step()
+        return loss
+
+
+def fit(trainer: sl.Trainer, module: Any, strategy: Strategy, resume: str | None = None) -> Any:
+    """Train on the same rows, however many workers share them; return the weights, whole."""
+    train = DataLoader(digits(0, 128), 32 // strategy.data_world_size)
+    validation = DataLoader(digits(1400, 1437), 8)  # five batches
+    checkpoint = None if resume is None else open_checkpoint(resume)
+    loops.fit(trainer, module, Loaders(train, validation), checkpoint, strategy)
+    return strategy.weights(module)
+
+
+def difference(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+    assert list(one) == list(other)
+    return max(float((one[name] - tensor).abs().max()) for name, tensor in other.items())
+
+
+def trained() -> dict[str, Any]:
+    """Of each strategy: how far weights and metrics are from those of one worker, and the share that a worker holds."""
+    found = {}
+    options: dict[str, Any] = {"max_epochs": 1, "gradient_clip_val": 0.3, "accumulate_grad_batches": 2}
+
+    @cache
+    def of_one(depth: int) -> tuple[Any, sl.Trainer]:
+        alone = bare_trainer(**options)
+        return fit(alone, transformer(depth=depth, optimizer="sgd"), Strategy()), alone
+
+    for name, make in STRATEGIES.items():
+        depth = 6 if name == "pp, interleaved" else 2  # eight stages need eight layers
+        weights, alone = of_one(depth)
+        trainer, module, strategy = bare_trainer(**options), transformer(depth=depth, optimizer="sgd"), make()
+        distance = difference(fit(trainer, module, strategy), weights)
+        metrics = {
+            key: [float(value), float(alone.callback_metrics[key])] for key, value in trainer.callback_metrics.items()
+        }
+        held = sum(local(parameter).numel() for parameter in module.parameters() if not parameter.is_meta)
+        found[name] = [distance, metrics, held / sum(parameter.numel() for parameter in module.parameters())]
+    return found
+
+
+def by_hand() -> float:
+    """How far from one worker's the weights are of a module that steps its optimizer itself."""
+    weights = []
+    for strategy in (Strategy(), Fsdp()):
+        torch.manual_seed(0)
+        module = ByHand(depth=1, optimizer="sgd")
+        weights.append(fit(bare_trainer(max_epochs=1, gradient_clip_val=None), module, strategy))
+    return difference(*weights)
+
+
+def on_meta() -> list[Any]:
+    """Weights of a module that was made without memory: the same from the same seed, whatever was drawn before."""
+    found = []
+    for draws in (1, 2):
+        sl.seed_everything(3)
+        torch.rand(draws)
+        with torch.device("meta"):
+            module = Transformer(depth=1)
+        found.append(fit(bare_trainer(max_epochs=1), module, Fsdp()))
+    return [difference(*found), float(found[0]["embed.place"].std())]
+
+
+def run(root: str, name: str, strategy: Strategy, epochs: int, resume: str | None = None) -> dict[str, torch.Tensor]:
+    """Train with checkpoints; dropout is not in it, so that other numbers of workers come to the same."""
+    sl.seed_everything(0)
+    trainer = new_trainer(root, max_epochs=epochs, name=name, log_every_n_steps=1)
+    trainer.run_directory = RunDirectory(f"{root}/{name}", "version_0")
+    weights: dict[str, torch.Tensor] = fit(trainer, transformer(depth=2), strategy, resume)
+    return weights
+
+
+def saved(root: str, rank: int) -> dict[str, Any]:
+    """Of each strategy: whether a resumed run is the whole one, bit for bit; how far those of others are from it."""
+    found: dict[str, Any] = {}
+    for name in SAVED:
+        whole = run(root, f"{name}-whole", STRATEGIES[name](), 2)
+        half = run(root, name, STRATEGIES[name](), 1)
+        last = f"{root}/{name}/last"
+        again = Transformer.load_from_checkpoint(last)
+        # Every worker resumes as the one that it is, but for one that is alone.
+        resumed = run(root, f"{name}-resumed", STRATEGIES[name](), 2, last)
+        others = {"fsdp+tp": FsdpTensorParallel(), "ddp": Ddp(), "one": Strategy()}
+        far = {
+            other: difference(run(root, f"{name}-{other}-{rank if other == 'one' else ''}", strategy, 2, last), whole)
+            for other, strategy in others.items()
+        }
+        files = sorted(open_checkpoint(last).manifest.files)
+        found[name] = [difference(again.state_dict(), half), difference(resumed, whole), far, files]
+    return found
+
+
+def refused() -> dict[str, str]:
+    """What is said of settings that do not fit."""
+
+    cases: dict[str, tuple[Strategy, nn.Module]] = {
+        "sizes": (Fsdp(replicate=3), transformer()),
+        "no plan": (TensorParallel(plan={}), transformer()),
+        "no such part": (TensorParallel(plan={"blokcs.*.up": "colwise"}), transformer()),
+        "no such style": (TensorParallel(plan={"blocks.*.up": "columns"}), transformer()),
+        "no such class": (Fsdp(wrap="Blokc"), transformer()),
+    }
+    said = {}
+    for name, (strategy, module) in cases.items():
+        try:
+            fit(bare_trainer(max_epochs=1), module, strategy)
+        except ShiplineError as error:
+            said[name] = str(error)
+    return said
+
+
+def main(rank: int, count: int, root: str) -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
+    store = dist.FileStore(f"{root}/store-{count}", count)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=timedelta(seconds=90))
+    if count == 4:
+        found = {"trained": trained(), "by_hand": by_hand(), "on_meta": on_meta(), "refused": refused()}
+        found["saved"] = saved(f"{root}/runs", rank)
+    else:
+        runs = f"{root}/runs"
+        two = run(runs, "two", Ddp(), 2, f"{runs}/fsdp/last")  # the first epoch was on four workers
+        again = run(runs, f"one-{rank}", Strategy(), 3, f"{runs}/two/last")
+        whole = run(runs, f"alone-{rank}", Strategy(), 3)
+        other = Transformer.load_from_checkpoint(f"{runs}/fsdp-whole/last").state_dict()
+        found = {"far": [difference(two, other), difference(again, whole)]}
+    dist.destroy_process_group()
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
-# How many processes share the tests.
+# How many processes share the tests; each needs about 2 GB of memory.
 JOBS ?= 2
 
 .PHONY: demo test check bench soak clean constraints proto
@@ -19,7 +19,7 @@ check: $(READY)
 	# Type checkers cannot follow an editable install whose folders have other names than its packages: check a copy.
 	rm -rf .venv/typed build && $(BIN)/pip install --quiet --no-deps --no-build-isolation --target .venv/typed .
 	MYPYPATH=.venv/typed $(BIN)/mypy -p shipline
-	$(BIN)/pytest tests/house
+	$(BIN)/pytest tests/house/test_layers.py
 
 bench: $(READY)
 	$(BIN)/python benchmarks/training.py

@@ -11,6 +11,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -46,6 +47,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if hasattr(config, "workerinput"):
         folders = {folder: number for number, folder in enumerate(LONGEST)}
         items.sort(key=lambda item: folders.get(item.path.parent.name, len(LONGEST)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Who gets which tests, where several processes share them."""
+    from sharing import Sharing
+
+    return Sharing(config, log)
 
 
 @pytest.fixture(scope="session")

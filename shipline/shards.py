@@ -93,7 +93,7 @@ def assemble(index: ShardIndex, read: Callable[[str], bytes]) -> bytes:
         end += size
     text = json.dumps(entries).encode()
     text += b" " * (-(len(text) + 8) % 8)
-    whole = np.empty(8 + len(text) + end, np.uint8)
+    whole = np.zeros(8 + len(text) + end, np.uint8)
     whole[: 8 + len(text)] = np.frombuffer(len(text).to_bytes(8, "little") + text, np.uint8)
     body = whole[8 + len(text) :]
     for file in sorted({part.file for tensor in index.root.values() for part in tensor.parts}):

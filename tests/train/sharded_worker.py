@@ -50,7 +50,8 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "pp, interleaved": lambda: Pipeline(schedule="interleaved"),
     "pp+fsdp": lambda: PipelineFsdp(schedule="gpipe"),
 }
-SAVED = ("fsdp", "fsdp+tp", "pp+fsdp", "zero1")
+#: What saves, and who of others goes on with it.
+SAVED = {"fsdp": "fsdp+tp", "fsdp+tp": "pp", "pp+fsdp": "ddp", "zero1": "fsdp"}
 
 
 class ByHand(Transformer):
@@ -138,17 +139,17 @@ def run(root: str, name: str, strategy: Strategy, epochs: int, resume: str | Non
 def saved(root: str, rank: int) -> dict[str, Any]:
     """Of each strategy: whether a resumed run is the whole one, bit for bit; how far those of others are from it."""
     found: dict[str, Any] = {}
-    for name in SAVED:
+    for name, other in SAVED.items():
         whole = run(root, f"{name}-whole", STRATEGIES[name](), 2)
         half = run(root, name, STRATEGIES[name](), 1)
         last = f"{root}/{name}/last"
         again = Transformer.load_from_checkpoint(last)
         # Every worker resumes as the one that it is, but for one that is alone.
         resumed = run(root, f"{name}-resumed", STRATEGIES[name](), 2, last)
-        others = {"fsdp+tp": FsdpTensorParallel(), "ddp": Ddp(), "one": Strategy()}
+        others = {other: Ddp() if other == "ddp" else STRATEGIES[other](), "one": Strategy()}
         far = {
-            other: difference(run(root, f"{name}-{other}-{rank if other == 'one' else ''}", strategy, 2, last), whole)
-            for other, strategy in others.items()
+            who: difference(run(root, f"{name}-{who}-{rank if who == 'one' else ''}", strategy, 2, last), whole)
+            for who, strategy in others.items()
         }
         files = sorted(open_checkpoint(last).manifest.files)
         found[name] = [difference(again.state_dict(), half), difference(resumed, whole), far, files]

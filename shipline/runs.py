@@ -61,6 +61,7 @@ class RunRecord(BaseModel):
     error: str | None = None
     host: str | None = None  # where it runs, or ran
     pid: int | None = None
+    job: str | None = None  # what its queue calls it
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,7 @@ from shipline.train.checkpoints.restore import read_state
 from shipline.train.checkpoints.weights import split_tied
 from shipline.train.data import Feed, any_feed
 from shipline.train.data.sharding import shard
+from shipline.train.distributed.watchdog import watched
 from shipline.train.loops.logging import log_values
 from shipline.train.metrics import finite_or_none
 from shipline.train.run import CHECKPOINTS
@@ -253,9 +254,11 @@ class Loader:
     def __iter__(self) -> Iterator[Any]:
         device, progress = self._loop.device, self._loop._progress  # noqa: SLF001 -- its own
         for batch in self.feed.each():
+            self._loop._trainer.clock.mark("batch", progress.all_batches)  # noqa: SLF001
             yield batch if device.type == "cpu" else to_device(batch, device)
             progress.all_batches += 1
             self._loop.heed_signals()
+        self._loop._trainer.clock.rest()  # noqa: SLF001 -- what the function does between its loaders may take any time
 
 
 def _after(trainer: Trainer, store: Any, name: str, old: str | None) -> None:
@@ -272,12 +275,13 @@ def run_function(
     trainer.join_device(strategy)
     loop = Loop(trainer, resume)
     failure: BaseException | None = None
-    with trainer.signals.handled():
+    with trainer.signals.handled(trainer.requeue_signal):
         try:
             if trainer.is_global_zero:
                 trainer.records.begin(trainer, {}, resumed=resume is not None)
                 loop.open_loggers()
-            found = function(loop)
+            with watched(trainer):
+                found = function(loop)
             trainer.saver.writer.wait()
             trainer.strategy.barrier()  # what the first worker has written, all may read
             return found

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
 
 from shipline.checkpoint import POINTERS, Checkpoint, open_checkpoint
-from shipline.errors import ExistsError, IntegrityError
-from shipline.runs import CHECKPOINTS as CHECKPOINTS, RUN_FILE
-from shipline.store import Store, absolute, check_name, join, open_store, redact, write_pointers
+from shipline.errors import ExistsError, IntegrityError, NotFoundError
+from shipline.runs import CHECKPOINTS as CHECKPOINTS, RUN_FILE, RunRecord
+from shipline.store import Store, absolute, check_name, join, open_store, read_pointers, redact, write_pointers
+
+if TYPE_CHECKING:
+    from shipline.train.environments import ClusterEnvironment
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +31,7 @@ class RunDirectory:
     def create(cls, root: str, name: str, description: dict[str, Any]) -> RunDirectory:
         """Take the next free `version_N`; two runs that start at once get different ones."""
         experiment = open_store(join(absolute(root), check_name("run", name)))
-        taken = [int(v.removeprefix("version_")) for v in experiment.list() if v.removeprefix("version_").isdecimal()]
-        number = max(taken, default=-1) + 1
+        number = max(_numbers(experiment), default=-1) + 1
         content = json.dumps(description, indent=1).encode()
         while True:
             try:
@@ -65,6 +69,28 @@ def point(store: Store, name: str, checkpoint: str) -> None:
     except IntegrityError as error:
         logger.warning("%s It is written anew.", error)
         store.write(POINTERS, json.dumps(change, indent=1).encode())
+
+
+def last_of_job(experiment: str, environment: ClusterEnvironment) -> str | None:
+    """Return the URL of the newest checkpoint that a job has left before it went back to its queue, if it has."""
+    if not environment.restarted():
+        return None
+    store = open_store(absolute(experiment))
+    for number in sorted(_numbers(store), reverse=True):
+        run = store.at(f"version_{number}")
+        try:
+            record = RunRecord.model_validate_json(run.read(RUN_FILE))
+            if record.job == environment.job and "last" in read_pointers(run, POINTERS):
+                return join(run.url, "last")
+        except (NotFoundError, IntegrityError, ValidationError):  # a directory of somebody else's, or a damaged one
+            continue
+    logger.warning("Job %s has run before and left no checkpoint: it begins anew.", environment.job)
+    return None
+
+
+def _numbers(experiment: Store) -> list[int]:
+    names = (name.removeprefix("version_") for name in experiment.list() if name.startswith("version_"))
+    return [int(name) for name in names if name.isdecimal()]
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +17,8 @@ from shipline.plugins import load
 from shipline.train.accelerators import pick_accelerator
 from shipline.train.checkpoints.saver import Saver
 from shipline.train.compiling import Compiler, as_it_is, compiler_of, uncompiled
+from shipline.train.distributed import first_does
+from shipline.train.distributed.watchdog import Clock
 from shipline.train.hooks import Hooks
 from shipline.train.lightning import attach
 from shipline.train.loops.fit_data import FitData
@@ -29,6 +31,7 @@ from shipline.train.seed import rng_state
 from shipline.train.settings import Settings
 from shipline.train.signals import Signals, ending, told
 from shipline.train.strategies import Strategy, waiting
+from shipline.train.utilities.rank_zero import rank_zero_info
 from shipline.train.view import State, TrainerView
 
 if TYPE_CHECKING:
@@ -52,7 +55,7 @@ ASKS_EVERY_S = 1.0
 _STAYS = frozenset({
     "saver", "fit_data", "hooks", "module", "data", "step", "loss_check", "optimizers", "loop_optimizers", "schedules",
     "sources", "strategy", "accelerator", "precision_plugin", "metrics", "signals", "predictions",
-    "compiled", "uncompiled", "compiled_as", "records",
+    "compiled", "uncompiled", "compiled_as", "records", "clock", "on_hang",
 })  # fmt: skip
 
 
@@ -103,6 +106,10 @@ class Runtime(Settings, TrainerView):
         self.fit_data = FitData(self.trainer)
         self.saver = Saver()
         self.signals = Signals()
+        #: Is told when a step begins.
+        self.clock = Clock()
+        #: What ends this worker where a step hangs; None: the end of its process.
+        self.on_hang: Callable[[str], None] | None = None
         #: What this worker goes on with, until training begins: of loaders, generators, metrics.
         self.resumed: dict[str, Any] | None = None
         #: What `interruptible_state` returned before the validation that runs.
@@ -261,14 +268,34 @@ class Runtime(Settings, TrainerView):
         """Where the process was told to end, save and end it.
 
         Raises:
-            SystemExit: 130 after Ctrl-C, 143 after SIGTERM; on a terminal, Ctrl-C is a KeyboardInterrupt.
+            SystemExit: 130 after Ctrl-C, 143 after SIGTERM, 138 after SIGUSR1; on a terminal, Ctrl-C is a
+                KeyboardInterrupt.
         """
         number = self.signals.received if self.strategy.world_size == 1 else self.signals.agreed
         if number is None or self.sanity_checking:  # nothing has been trained yet
             return
         if self.state.fn == "fit" and (keeper := self.checkpoint_callback) is not None:
             keeper.save_interrupted(self.trainer)
+        if number == self.requeue_signal:
+            self._requeue()
         raise ending(number)
+
+    @property
+    def requeue_signal(self) -> int | None:
+        """The signal that asks to give this job back to its queue; None where there is none."""
+        return None if self.environment is None else self.environment.requeue_signal
+
+    def _requeue(self) -> None:
+        """Give the job back to its queue, if it can go on from what is saved."""
+        assert self.environment is not None
+        keeper = self.checkpoint_callback
+        if self.state.fn == "fit" and (keeper is None or not keeper.last_model_path):
+            logger.warning("The job's time is over and no checkpoint is kept: it does not go back to its queue.")
+            return
+        if self.state.fn in ("fit", None):  # None: a loop of the user's own, which has saved itself
+            self.saver.writer.wait()
+            first_does(self.environment.requeue)
+            rank_zero_info("Saved; job %s goes back to its queue.", self.environment.job)
 
     def logs_this_step(self) -> bool:
         """Whether loggers get what this training step logs."""

@@ -21,7 +21,8 @@ from shipline.train.callbacks import (
     Timer,
 )
 from shipline.train.compiling import check_compile
-from shipline.train.environments import ClusterEnvironment, pick_environment
+from shipline.train.distributed import environment
+from shipline.train.environments import ClusterEnvironment
 from shipline.train.hooks import monitors
 from shipline.train.launch.options import RayCluster, worker_range
 from shipline.train.lightning import as_callback, as_logger
@@ -29,7 +30,7 @@ from shipline.train.loggers import CSVLogger, Logger
 from shipline.train.loops.optimization import ClipAlgorithm
 from shipline.train.options.configurable import Configurable
 from shipline.train.options.counts import place_of, workers_of
-from shipline.train.options.duration import Duration, seconds_of
+from shipline.train.options.duration import Duration, positive_seconds, seconds_of
 from shipline.train.options.plugged import (
     made,
     own_environment,
@@ -99,6 +100,8 @@ class Settings(Configurable):
         default_root_dir: URL below which runs keep their files; default: `runs`.
         name: of the experiment: runs are `<default_root_dir>/<name>/version_N`; default: the module's class name.
         compile: compile the training and evaluation steps: True, or options of `torch.compile`.
+        step_timeout: seconds, or a time as `max_time` has it, that a step may take: then the run ends, and says which
+            worker is missing and in which collective; default: a step may take any time.
         enable_autolog_hparams: write the module's arguments to the loggers.
     """
 
@@ -149,13 +152,14 @@ class Settings(Configurable):
         default_root_dir: str | None = None,
         name: str | None = None,
         compile: bool | dict[str, Any] = False,  # noqa: A002 -- what torch calls it
+        step_timeout: float | Duration | None = None,
         enable_autolog_hparams: bool = True,
     ) -> None:
         on = not barebones
         #: A Strategy, or the name of one; what runs is `strategy`.
         self.strategy_setting = strategy_setting(strategy)
         #: What has started this process together with others, or with a queue; None: nobody has.
-        self.environment = pick_environment(own_environment(plugins))
+        self.environment = environment(own_environment(plugins))
         self.num_nodes = num_nodes
         #: The least and the most workers, where their number may change.
         self.worker_range = worker_range(workers)
@@ -192,6 +196,7 @@ class Settings(Configurable):
         self.default_root_dir = absolute(default_root_dir or "runs")
         self.name = name
         self.compile = check_compile(compile)
+        self.step_timeout = None if step_timeout is None else positive_seconds("step_timeout", step_timeout)
         self.enable_autolog_hparams = enable_autolog_hparams
         timed = isinstance(val_check_interval, str | timedelta | dict)
         #: Seconds between two validations, where they go by time.

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: noted when they come, heeded when a batch is done, so that a checkpoint can be made."""
+"""Ctrl-C, SIGTERM and what a queue sends: noted when they come, heeded after a batch, so that a run can be saved."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ class Signals:
         self.agreed: int | None = None
         #: Where the main thread is not ours, tells what has come meanwhile; None: nothing.
         self.ask: Callable[[], int | None] | None = None
+        self._requeue: int | None = None
 
     def look(self) -> int | None:
         """Return what has come, None where nothing has."""
@@ -35,13 +36,18 @@ class Signals:
         return self.received
 
     @contextlib.contextmanager
-    def handled(self) -> Iterator[None]:
-        """Note signals within the block; only a process's main thread can."""
+    def handled(self, requeue: int | None = None) -> Iterator[None]:
+        """Note signals within the block; only a process's main thread can.
+
+        Args:
+            requeue: the signal that asks to give the job back to its queue, if there is one.
+        """
         self.received = self.agreed = None
+        self._requeue = requeue
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._note) for number in _EXIT}
+        before = {number: signal.signal(number, self._note) for number in (*_EXIT, *([requeue] if requeue else []))}
         try:
             yield
         finally:
@@ -49,6 +55,11 @@ class Signals:
                 signal.signal(number, handler)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
+        waiting = self.received is not None and self.received == self._requeue
+        if number == self._requeue or (waiting and number == signal.SIGTERM):
+            # A queue tells every process, more than once, and ends the job with SIGTERM: that is no reason to hurry.
+            self.received = self.received or number
+            return
         if self.received is not None:
             raise ending(number)
         self.received = number
@@ -65,4 +76,4 @@ def ending(number: int) -> BaseException:
         return TakenAway(_EXIT[signal.SIGTERM])
     if number == signal.SIGINT and hasattr(sys, "ps1"):
         return KeyboardInterrupt()
-    return SystemExit(_EXIT[signal.Signals(number)])
+    return SystemExit(_EXIT.get(signal.Signals(number), 128 + number))

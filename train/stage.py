@@ -16,6 +16,7 @@ import torch
 
 from shipline.checkpoint import Checkpoint
 from shipline.errors import StoreError, TrainingError
+from shipline.train.distributed.watchdog import watched
 
 if TYPE_CHECKING:
     from shipline.train.data import DataModule
@@ -35,7 +36,7 @@ def prepared(
     trainer: Trainer, module: Module, data: DataModule, stage: Stage, strategy: Strategy | None
 ) -> Iterator[None]:
     """Set everything up for a stage and take it down again, whatever happens between."""
-    with trainer.joined(module, data, stage, strategy), trainer.signals.handled():
+    with trainer.joined(module, data, stage, strategy), trainer.signals.handled(trainer.requeue_signal):
         has_data = False
         failure: BaseException | None = None
         try:
@@ -46,7 +47,7 @@ def prepared(
             with trainer.precision_plugin.init_context():
                 trainer.hooks.method("configure_model")()
             trainer.move_module()
-            with _torch_modes(trainer):
+            with _torch_modes(trainer), watched(trainer):
                 yield
         except BaseException as error:
             failure = explained = _explained(error)

@@ -23,13 +23,13 @@ from shipline.train.distributed import first_does
 from shipline.train.lightning import as_module, attach, tell
 from shipline.train.options.described import Description, described
 from shipline.train.records import Background, Code
-from shipline.train.records.records import first_record
-from shipline.train.run import Run, RunDirectory
+from shipline.train.records.records import first_record, job_of
+from shipline.train.run import Run, RunDirectory, last_of_job
 from shipline.train.runtime import Runtime
 from shipline.train.seed import current_seed
 from shipline.train.settings import with_callbacks
 from shipline.train.strategies import pick_strategy, waiting
-from shipline.train.worker import named, run_worker
+from shipline.train.worker import explained_by_all, run_worker
 
 if TYPE_CHECKING:
     from shipline.train.data import DataModule
@@ -193,7 +193,7 @@ class Trainer(Runtime):
         module = self._with_weights(model, ckpt_path)
         loaders = {"val" if stage == "validate" else "test": dataloaders}
         found: list[dict[str, float]] = self._launch(stage, module, as_data(module, datamodule, **loaders))
-        if verbose and (bar := self.progress_bar_callback) is not None:
+        if verbose and self.is_global_zero and (bar := self.progress_bar_callback) is not None:
             bar.print_results(stage, found)
         return found
 
@@ -228,10 +228,9 @@ class Trainer(Runtime):
             strategy = pick_strategy(self.strategy_setting, self.workers)
             return run_worker(self, stage, module, data, strategy, current_seed(), **options)
         except Exception as error:
-            rank = self.global_rank
-            distributed.leave()  # the others must not wait for this one
+            explained = explained_by_all(error, group.global_rank(), self.workers)
+            distributed.leave()
             self.strategy = waiting(group)
-            explained = named(error, rank, self.workers)
             if explained is error:
                 raise
             raise explained from error
@@ -259,7 +258,7 @@ class Trainer(Runtime):
         self._join()
         self.reset()
         name = self.name or name
-        resume = self._find_checkpoint(ckpt_path, name)
+        resume = self._agreed_checkpoint(ckpt_path, name)
         self.ckpt_path = None if resume is None else resume.store.url
         self.description = Description(self.config) if self.config else described(self, parts)
         self.code = Background(partial(Code.found, _directory_of(what), self._own_directory()))
@@ -276,6 +275,22 @@ class Trainer(Runtime):
             ray_resource(self._accelerator)
         else:
             pick_accelerator(self._accelerator)
+
+    def _agreed_checkpoint(self, ckpt_path: str | None, name: str) -> Checkpoint | None:
+        """Return what a run goes on from: the first worker finds it, and all take the same.
+
+        A job that was given back to its queue goes on from where it was, whatever it began with.
+        """
+        experiment = join(self.default_root_dir, name)
+        found: list[Checkpoint | None] = []
+
+        def find() -> str | None:
+            own = last_of_job(experiment, self.environment) if self.environment is not None else None
+            found.append(self._find_checkpoint(own or ckpt_path, name))
+            return None if found[0] is None else found[0].store.url
+
+        url = find() if self.started_by is None else first_does(find)
+        return found[0] if found else self._find_checkpoint(url, name)
 
     def _find_checkpoint(self, ckpt_path: str | None, name: str) -> Checkpoint | None:
         if ckpt_path is None:
@@ -297,7 +312,7 @@ class Trainer(Runtime):
         run = RunDirectory.of(resume) if resume is not None else None
         if run is not None and run.experiment == join(self.default_root_dir, name):
             return run
-        return RunDirectory.create(self.default_root_dir, name, first_record(what, self.lineage_so_far))
+        return RunDirectory.create(self.default_root_dir, name, first_record(what, self.lineage_so_far, job_of(self)))
 
     def _own_directory(self) -> Path | None:
         """Where runs lie on this machine: what they write does not change the user's code."""

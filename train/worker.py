@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from shipline.errors import ShiplineError, TrainingError
 from shipline.train import loops
 from shipline.train.distributed import seed_worker
+from shipline.train.distributed.group import first_failure
 
 if TYPE_CHECKING:
     from shipline.train.stage import Work
@@ -29,6 +30,26 @@ def named(error: Exception, rank: int, workers: int) -> ShiplineError:
     if isinstance(error, ShiplineError):
         return error
     return TrainingError(f"Worker {rank} of {workers} failed: {type(error).__name__}: {error}")
+
+
+def explained_by_all(error: Exception, rank: int, workers: int) -> ShiplineError:
+    """Return what ended this worker, or, where that is only that another one has failed, what ended that."""
+    own, echo = named(error, rank, workers), is_echo(error)
+    first = first_failure(str(own), echo=echo)
+    if not echo:
+        return own
+    if first is not None:
+        return TrainingError(first)
+    return TrainingError(
+        f"Worker {rank} of {workers} has lost another one, whose own words, or those of what started it, say why: "
+        f"{error}"
+    )
+
+
+def is_echo(error: Exception) -> bool:
+    """Whether it only says that another worker is gone: its own error is the cause."""
+    text = str(error).lower()
+    return "connection closed by peer" in text or "connection reset" in text or "gloo" in text or "nccl" in text
 
 
 def _in_order(everybody: list[list[list[Any]]]) -> list[list[Any]]:

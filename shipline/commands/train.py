@@ -43,7 +43,7 @@ def run(arguments: Sequence[str]) -> None:
         return
     objects = instantiate(parser, settings, settings.seed_everything)
     finished = fit(objects, dumped(parser, settings), sources, "--ckpt_path")
-    if finished.best_url is not None and finished.url is not None:
+    if finished.best_url is not None and finished.url is not None and objects.trainer.is_global_zero:
         experiment = finished.url.rpartition("/")[0]
         console.print(f"Best checkpoint: {finished.best_url}", highlight=False, soft_wrap=True)
         console.print(f"Next: shipline export {experiment}/best --to models/NAME", highlight=False, soft_wrap=True)

@@ -80,6 +80,7 @@ def prepare(trainer: Trainer, *, weights_only: bool = False) -> None:
 
 
 def _submit(trainer: Trainer, wanted: Wanted) -> None:
+    trainer.clock.mark("checkpoint of step", trainer.global_step)
     trainer.loss_check.look()  # weights that came of a loss that is not finite are not to be kept
     content = _content(trainer)
     everybody = [] if wanted.weights_only else trainer.strategy.gather(_of_this_worker(trainer))

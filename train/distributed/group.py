@@ -59,7 +59,7 @@ def join(found: ClusterEnvironment, device: torch.device | None = None, patience
 
 
 def leave() -> None:
-    """End the process group, if `join` has made it: who waits for this worker in it hears so at once."""
+    """End the process group, if `join` has made it; who waits for this worker in it hears so when the process ends."""
     global _environment
     if _environment is None:
         return
@@ -69,14 +69,32 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
+def first_failure(text: str, *, echo: bool) -> str | None:
+    """Tell the others why this worker has failed, and return what the first of them has told: perhaps this.
+
+    Args:
+        text: what has happened here.
+        echo: whether that is only that another one is gone.
+    """
+    if _environment is None or _store is None:
+        return None
+    key = f"shipline/{_joined - 1}/failure"
+    try:
+        if echo and not _store.check([key]):
+            return None
+        return bytes(_store.compare_set(key, "", text)).decode()
+    except (dist.DistError, RuntimeError):  # the first worker is gone, and the store with it
+        return None
+
+
 def is_own() -> bool:
     """Whether the process group is one that `join` has made."""
     return _environment is not None
 
 
-def environment() -> ClusterEnvironment | None:
-    """Return what has started this process together with others; None where it is alone."""
-    return _environment or pick_environment()
+def environment(own: ClusterEnvironment | None = None) -> ClusterEnvironment | None:
+    """Return what has started this process together with others, or the user's `own`; None where it is alone."""
+    return pick_environment(own) if _environment is None else own or _environment
 
 
 def seed_worker(seed: int | None, rank: int) -> None:

@@ -131,7 +131,7 @@ def run_steps(trainer: Trainer, name: Name, most: int | None = None) -> None:
     step = trainer.precision_plugin.wrap_step(step)
     step = hooks.profiled(f"[Module]{type(trainer.module).__name__}.{name}_step", step)
     before, after = hooks.of(f"on_{name}_batch_start"), hooks.of(f"on_{name}_batch_end")
-    transfer = hooks.transfer(trainer.data)
+    transfer, mark = hooks.transfer(trainer.data), trainer.clock.mark
     for index, source in enumerate(trainer.sources):
         where = () if count == 1 else (index,)
         metrics.suffix = _suffix(count, index)
@@ -140,6 +140,7 @@ def run_steps(trainer: Trainer, name: Name, most: int | None = None) -> None:
         batches = trainer.profiler.profile_iterable(batches, f"{name}_dataloader_next")
         for number, (batch, _last) in enumerate(batches):
             batch_idx = source.first + number * source.every
+            mark(f"{name} batch", batch_idx)
             if transfer is not None:
                 batch = transfer(batch, index)  # noqa: PLW2901
             metrics.begin_batch(batch)
@@ -154,6 +155,7 @@ def run_steps(trainer: Trainer, name: Name, most: int | None = None) -> None:
                 _log_step(trainer)
             trainer.check_signals()
         source.feed.end_epoch()
+    mark(f"end of {name}")
     metrics.suffix = ""
     metrics.end_batch()
 

@@ -95,6 +95,7 @@ class FitLoop:
         trainer, progress = self._trainer, self._progress
         if trainer.limit_train_batches == 0 or self._done():
             return
+        trainer.clock.mark("start of training")
         self._begin()
         train_epoch = trainer.hooks.profiled("run_training_epoch", self._train_epoch)
         while not self._done():
@@ -102,6 +103,7 @@ class FitLoop:
                 train_epoch()
                 self._end_epoch()
         progress.current_epoch = progress.epochs_done
+        trainer.clock.rest()
         trainer.saver.writer.wait()
         trainer.strategy.barrier()  # what the first worker has written, all may read
         trainer.hooks("on_train_end")
@@ -148,9 +150,11 @@ class FitLoop:
         before_batch, after_batch = trainer.hooks.of("on_train_batch_start"), trainer.hooks.of("on_train_batch_end")
         monitors = trainer.hooks.late("on_train_batch_end")
         run_batch, transfer, per_step = self._run_batch, self._transfer, self._schedules("step")
+        mark = trainer.clock.mark
         fetched = False
         for batch, last in self._batches():
             fetched, batch_idx = True, progress.batches
+            mark("training batch", batch_idx)
             if transfer is not None:
                 batch = transfer(batch, 0)  # noqa: PLW2901
             metrics.begin_batch(batch)
@@ -237,6 +241,7 @@ class FitLoop:
     def _end_epoch(self) -> None:
         """Reduce the epoch's metrics, let everybody see it finished, and count it."""
         trainer, progress = self._trainer, self._progress
+        trainer.clock.mark("end of epoch", progress.current_epoch)
         if progress.phase != "end":
             self._data.feed.end_epoch()
             progress.phase, progress.epochs_done = "end", progress.epochs_done + 1

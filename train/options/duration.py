@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import timedelta
 from typing import Any
@@ -39,3 +40,12 @@ def seconds_of(name: str, duration: Duration) -> float:
             "or a dict such as {'hours': 12}."
         )
     return duration.total_seconds()
+
+
+def positive_seconds(name: str, duration: float | Duration) -> float:
+    """Return a number of seconds, or a duration, in seconds; ConfigError where that is none, or nothing."""
+    plain = isinstance(duration, int | float) and not isinstance(duration, bool)
+    seconds = float(duration) if plain else seconds_of(name, duration)  # type: ignore[arg-type]
+    if not 0 < seconds < math.inf:
+        raise ConfigError(f"Trainer has {name}={duration!r}; set seconds above 0, or a length of time.")
+    return seconds

@@ -34,10 +34,14 @@ logger = logging.getLogger(__name__)
 MOST_ERROR = 2000
 
 
-def first_record(what: str, lineage: Lineage) -> dict[str, Any]:
+def first_record(what: str, lineage: Lineage, job: str | None = None) -> dict[str, Any]:
     """Return what `run.json` says of a run of `what`, a module or a function, before anything has happened."""
     record = RunRecord(
-        module=what, lineage=lineage.model_dump(mode="json"), state="running", started_at=datetime.now(UTC), **_here()
+        module=what,
+        lineage=lineage.model_dump(mode="json"),
+        state="running",
+        started_at=datetime.now(UTC),
+        **_here(job),
     )
     return record.model_dump(mode="json")
 
@@ -57,7 +61,7 @@ class Records:
         arguments = _yaml(hparams) if hparams else None
         write = partial(
             self._write_first, trainer.run_directory.store, trainer.description, arguments, trainer.device,
-            trainer.code, trainer.lineage_so_far, resumed,
+            trainer.code, trainer.lineage_so_far, resumed, job_of(trainer),
         )  # fmt: skip
         self._writing = Background(partial(_tried, write))
 
@@ -78,7 +82,7 @@ class Records:
 
     def _write_first(
         self, store: Store, settings: Description, arguments: bytes | None, device: torch.device,
-        code: Background[Code], lineage: Lineage, resumed: bool,
+        code: Background[Code], lineage: Lineage, resumed: bool, job: str | None,
     ) -> RunRecord:  # fmt: skip
         store.write(CONFIG_FILE, settings.to_yaml())
         if arguments is not None and resumed:
@@ -91,7 +95,7 @@ class Records:
             store.write(name, data)
         changes: dict[str, Any] = {
             "lineage": lineage.model_copy(update=code.result().lineage).model_dump(mode="json"),
-            "state": "running", "ended_at": None, "error": None, **_here(),
+            "state": "running", "ended_at": None, "error": None, **_here(job),
         }  # fmt: skip
         if resumed:
             changes["resumed_at"] = self._began
@@ -129,8 +133,13 @@ def _end(error: BaseException | None) -> dict[str, Any]:
     return ended
 
 
-def _here() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "pid": os.getpid()}
+def job_of(trainer: Trainer) -> str | None:
+    """Return what its queue calls the job that the trainer runs in, if there is a queue."""
+    return None if trainer.environment is None else trainer.environment.job
+
+
+def _here(job: str | None) -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid(), "job": job}
 
 
 def _yaml(content: dict[str, Any]) -> bytes:

@@ -1,0 +1,198 @@
+"""A step that hangs is ended at its deadline, and the message says who is missing and where the others wait."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+from helpers import free_port, wait_until
+from training import Scripted, bare_trainer, numbers
+
+from shipline.errors import ConfigError
+from shipline.runs import open_run
+from shipline.train.distributed.verdict import Heard, judge
+from shipline.train.distributed.watchdog import EXIT_CODE, Watchdog
+from shipline.train.distributed.whereabouts import Process, Whereabouts
+
+SCRIPT = Path(__file__).parent / "scripts" / "hanging.py"
+
+
+def hung(directory: Path, how: str, where: str) -> list[tuple[int, str]]:
+    """How both workers ended, and what they said."""
+    port, tasks = str(free_port()), []
+    for rank in range(2):
+        variables = {
+            "SLURM_JOB_ID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": f"{rank}", "SLURM_LOCALID": f"{rank}",
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "SLURM_JOB_NAME": "hangs",
+        }  # fmt: skip
+        command = [sys.executable, str(SCRIPT), how, where, str(directory)]
+        pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        tasks.append(subprocess.Popen(command, env={**os.environ, **variables}, **pipes))
+    try:
+        said = [task.communicate(timeout=120)[1] for task in tasks]
+        return [(task.returncode, text) for task, text in zip(tasks, said, strict=True)]
+    finally:
+        for task in tasks:
+            task.kill()
+            task.wait()
+
+
+@pytest.mark.parametrize(
+    ("how", "where", "said"),
+    [
+        ("stopped", "train", "and waits in the exchange of gradients."),
+        ("holds the GIL", "validate", "Worker 0 is in end of validation, at "),
+        ("stopped", "save", "Worker 0 is in checkpoint of step 4, at "),
+    ],
+)
+def test_a_worker_that_does_not_run_is_named_and_ended(tmp_path: Path, how: str, where: str, said: str) -> None:
+    """T8. It cannot end itself; the run's own record says what has happened."""
+    (code, text), (other, _) = hung(tmp_path, how, where)
+    assert code == EXIT_CODE, text
+    assert other == -signal.SIGKILL
+    [message] = [line for line in text.splitlines() if line.startswith("TrainingError: ")]
+    assert "A step has taken longer than step_timeout=4 s. Missing: worker 1 of 2 (process " in message
+    assert said in message
+    record = open_run(f"{tmp_path}/hangs/version_0").record
+    assert record.state == "failed"
+    assert message in f"TrainingError: {record.error}"
+
+
+def test_a_worker_that_is_gone_ends_the_others_at_once(tmp_path: Path) -> None:
+    """T9. Without waiting for the deadline: its connections have ended."""
+    (code, text), (other, _) = hung(tmp_path, "gone", "train")
+    assert (code, other) == (1, -signal.SIGKILL)
+    assert "TrainingError: Worker 0 of 2 has lost another one, whose own words, or those of what started it" in text
+
+
+def at(step: str, collective: str | None) -> Whereabouts:
+    return Whereabouts(3, step, "mine/train.py:7 in training_step", collective)
+
+
+def _processes(count: int) -> dict[int, Process]:
+    return {rank: Process(f"node{rank}", "m", 100 + rank, 0.0) for rank in range(count)}
+
+
+HERE = "training batch 4, at mine/train.py:7 in training_step"
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "deaf", "said", "silent"),
+    [
+        (
+            "all_reduce", {1: Heard(9.0, at("training batch 3", None)), 2: Heard(0.1, at("x", "all_reduce"))}, False,
+            "Missing: worker 1 of 3 (process 101 on node1) has not been heard from for at least 9.0 s; it was last "
+            "seen in training batch 3, at mine/train.py:7 in training_step. Worker 0 is in " + HERE + ", and waits in "
+            "all_reduce.", (1,),
+        ),
+        (
+            "all_reduce", {1: Heard(9.0, None)}, False,
+            "Missing: worker 1 of 2 (process 101 on node1) has not been heard from for at least 9.0 s. Worker 0 ", (1,),
+        ),
+        (
+            "barrier", {1: Heard(0.1, at("training batch 3", None))}, False,
+            "Late: worker 1 of 2 is still in training batch 3, at mine/train.py:7 in training_step. Worker 0 waits in "
+            "barrier: it is in " + HERE, (),
+        ),
+        (None, {1: Heard(0.1, at("x", "barrier"))}, False, "Late: worker 0 of 2 is still in " + HERE, ()),
+        (
+            "barrier", {1: Heard(0.1, at("training batch 3", "all_reduce"))}, False,
+            "All 2 workers wait for each other: worker 0 in barrier (" + HERE + "); worker 1 in all_reduce (", (),
+        ),
+        ("barrier", {1: Heard(9.0, None)}, True, "The store of the workers does not answer", ()),
+        (None, {}, False, "Worker 0 is in " + HERE + ".", ()),
+        (
+            None, {rank: Heard(9.0, None) for rank in range(1, 20)}, False,
+            "worker 8 of 20 (process 108 on node8) has not been heard from for at least 9.0 s; and 11 more.",
+            tuple(range(1, 20)),
+        ),
+    ],
+)  # fmt: skip
+def test_who_is_to_blame(own: Any, others: Any, deaf: bool, said: str, silent: tuple[int, ...]) -> None:
+    processes = _processes(len(others) + 1)
+    found = judge(60, 0, at("training batch 4", own), others, processes, 2.0, deaf=deaf)
+    assert found.message.startswith("A step has taken longer than step_timeout=60 s. ")
+    assert said in found.message
+    assert found.silent == silent
+
+
+def test_one_process_is_watched_too() -> None:
+    """It says where it hangs; what rests may take any time."""
+    said: list[str] = []
+    watchdog = Watchdog(0.2, said.append)
+    with watchdog.running():
+        watchdog.mark("training batch", 7)
+        watchdog.rest()
+        assert not threading.Event().wait(0.6)
+        assert said == []
+        watchdog.mark("training batch", 8)
+        wait_until(lambda: bool(said))
+    [message] = said
+    assert message.startswith("A step has taken longer than step_timeout=0.2 s. Worker 0 is in training batch 8, at ")
+    assert "helpers.py" in message or "test_watchdog.py" in message
+
+
+def test_where_a_thread_waits(tmp_path: Path) -> None:
+    """In the collective that was called, not in what that calls."""
+    store = dist.FileStore(f"{tmp_path}/meeting", 2)
+    began, failed = threading.Event(), []
+
+    def meet() -> None:
+        began.set()
+        try:
+            dist.init_process_group("gloo", store=store, rank=0, world_size=2, timeout=timedelta(seconds=3))
+        except Exception as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=meet)
+    thread.start()
+    began.wait()
+    assert thread.ident is not None
+    wait_until(lambda: Whereabouts.of_thread(thread.ident or 0, 1, "start").collective == "init_process_group")
+    thread.join()
+    assert failed
+
+
+def test_only_the_process_that_was_meant_is_ended() -> None:
+    own = Process.own()
+    assert str(own) == f"process {os.getpid()} on {own.host}"
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        import psutil
+
+        started = psutil.Process(child.pid).create_time()
+        assert not own.kill()
+        for other in (
+            Process(own.host, "elsewhere", child.pid, started),
+            Process(own.host, own.machine, child.pid, started - 60),  # one that had the same number
+        ):
+            assert not other.kill()
+        assert child.poll() is None
+        assert Process(own.host, own.machine, child.pid, started).kill()
+        assert child.wait() == -signal.SIGKILL
+    finally:
+        child.kill()
+        child.communicate()
+    assert not Process(own.host, own.machine, child.pid, started).kill()
+
+
+def test_a_run_that_does_not_hang_is_left_alone() -> None:
+    before = threading.active_count()
+    trainer = bare_trainer(max_epochs=2, step_timeout=timedelta(minutes=1))
+    trainer.fit(Scripted(), numbers(4), numbers(2))
+    assert trainer.step_timeout == 60
+    wait_until(lambda: threading.active_count() == before)
+
+
+@pytest.mark.parametrize("wrong", [0, -1, float("nan"), True, "soon", timedelta(0)])
+def test_deadlines_that_are_none(wrong: Any) -> None:
+    with pytest.raises(ConfigError, match="step_timeout="):
+        bare_trainer(step_timeout=wrong)

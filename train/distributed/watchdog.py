@@ -16,7 +16,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 #: What a process that the watchdog ends returns: as `timeout` does.
 EXIT_CODE = 124
 
@@ -44,7 +47,7 @@ _watched = 0
 class Clock:
     """When the step that runs has begun; this one is watched by nobody."""
 
-    def mark(self, what: str, number: int = 0) -> None:
+    def mark(self, what: str, number: int | None = None) -> None:
         """Say that a step begins."""
 
     def rest(self) -> None:
@@ -63,7 +66,7 @@ class Watchdog(Clock):
         self._deadline, self._end = deadline, end
         self._beat = min(deadline / _BEATS, _SLOWEST)
         self._thread = threading.get_ident()
-        self._step: tuple[str, int, float] | None = None
+        self._step: tuple[str, int | None, float] | None = None
         self._stopped = threading.Event()
         self._number = 0
         self._rank = dist.get_rank() if dist.is_initialized() else 0
@@ -75,7 +78,7 @@ class Watchdog(Clock):
         #: When the store has last answered.
         self._answered = time.monotonic()
 
-    def mark(self, what: str, number: int = 0) -> None:
+    def mark(self, what: str, number: int | None = None) -> None:
         """Say that a step begins."""
         self._step = (what, number, time.monotonic())
 
@@ -153,8 +156,8 @@ class Watchdog(Clock):
                 self._heard[rank] = (where.number, now, where)
 
     def _where(self) -> Whereabouts:
-        what, number, _ = self._step or ("between steps", 0, 0.0)
-        step = f"{what} {number}" if self._step else what
+        what, number, _ = self._step or ("between steps", None, 0.0)
+        step = what if number is None else f"{what} {number}"
         return Whereabouts.of_thread(self._thread, self._number, step)
 
 
@@ -162,8 +165,8 @@ def _own_store() -> Store:
     """A connection of our own: the group's may be waiting for something."""
     global _watched
     _watched += 1
-    again: Store = _get_default_store().clone()  # type: ignore[attr-defined] -- it is there, and not in the stub
-    store = PrefixStore(f"shipline/watchdog/{_watched}", again)
+    group: Any = _get_default_store()  # its stub does not know of clone
+    store = PrefixStore(f"shipline/watchdog/{_watched}", group.clone())
     store.set_timeout(timedelta(seconds=60))
     return store
 
@@ -199,3 +202,29 @@ def ending(trainer: Trainer) -> Callable[[str], None]:
         os._exit(EXIT_CODE)
 
     return end
+
+
+def apart(trainer: Trainer, function: Callable[[], T]) -> T:
+    """Return what the function returns, where the trainer is watched in a thread that can be left behind if it hangs.
+
+    For processes that somebody else ends, such as Ray's: there an error says more than an exit.
+
+    Raises:
+        TrainingError: a step hangs.
+    """
+    if trainer.step_timeout is None:
+        return function()
+    ends: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+    trainer.on_hang = lambda message: ends.put((None, TrainingError(message)))
+
+    def run() -> None:
+        try:
+            ends.put((function(), None))
+        except BaseException as error:
+            ends.put((None, error))
+
+    threading.Thread(target=run, name="shipline-worker", daemon=True).start()
+    found, error = ends.get()
+    if error is not None:
+        raise error
+    return found  # type: ignore[no-any-return]

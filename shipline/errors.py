@@ -14,6 +14,7 @@
     ├── InputError             a runtime cannot compute with the values of a tensor (also a ValueError)
     ├── ProcessingError        a raw input cannot be turned into tensors (also a ValueError)
     ├── TrainingError          a run cannot go on
+    │   └── HungError          ... a step took longer than it may
     ├── GateError              an export failed its proof; nothing was published
     └── ServingError           the server cannot start, or the server answered with an error
 
@@ -87,6 +88,10 @@ class ProcessingError(ShiplineError, ValueError):
 
 class TrainingError(ShiplineError):
     """A run cannot go on."""
+
+
+class HungError(TrainingError):
+    """A step took longer than it may; says who is missing."""
 
 
 class GateError(ShiplineError):

@@ -166,7 +166,7 @@ class Settings(Configurable):
         count: Any = self.worker_range[1] if self.worker_range else workers
         self.workers = workers_of(count, devices, num_nodes)
         if (group := self.started_by) is not None:
-            self.workers, self.num_nodes = place_of(group, count, devices, num_nodes)
+            self.workers, self.num_nodes = place_of(group, workers, devices, num_nodes)
         self.cluster = RayCluster() if cluster is None else cluster
         self.fast_dev_run = fast_dev_run
         self.max_epochs = max_epochs

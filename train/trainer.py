@@ -29,7 +29,7 @@ from shipline.train.runtime import Runtime
 from shipline.train.seed import current_seed
 from shipline.train.settings import with_callbacks
 from shipline.train.strategies import pick_strategy, waiting
-from shipline.train.worker import explained_by_all, run_worker
+from shipline.train.worker import explained_by_all, let_go, run_worker
 
 if TYPE_CHECKING:
     from shipline.train.data import DataModule
@@ -227,13 +227,18 @@ class Trainer(Runtime):
         try:
             strategy = pick_strategy(self.strategy_setting, self.workers)
             return run_worker(self, stage, module, data, strategy, current_seed(), **options)
-        except Exception as error:
+        except BaseException as error:
+            let_go(error)
+            if not isinstance(error, Exception):
+                raise
             explained = explained_by_all(error, group.global_rank(), self.workers)
             distributed.leave()
             self.strategy = waiting(group)
             if explained is error:
                 raise
             raise explained from error
+        finally:
+            self.step = None  # which holds the process group
 
     def _join(self) -> None:
         """Meet the workers that were started with this one, if there are any."""

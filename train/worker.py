@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,18 @@ def named(error: Exception, rank: int, workers: int) -> ShiplineError:
     if isinstance(error, ShiplineError):
         return error
     return TrainingError(f"Worker {rank} of {workers} failed: {type(error).__name__}: {error}")
+
+
+def let_go(error: BaseException) -> None:
+    """Let the frames that an error came through forget what they hold: the process group among it.
+
+    What holds that when the interpreter ends would wait for its threads, and they for the interpreter.
+    """
+    seen: list[BaseException] = []
+    while error not in seen:
+        seen.append(error)
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__ or error
 
 
 def explained_by_all(error: Exception, rank: int, workers: int) -> ShiplineError:

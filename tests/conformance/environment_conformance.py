@@ -62,7 +62,7 @@ class EnvironmentConformance:
 
     def test_a_trainer_is_one_of_them(self, start: Any) -> None:
         start(3)
-        for options in ({}, {"workers": 4}, {"devices": 2, "num_nodes": 2}, {"devices": -1}):
+        for options in ({}, {"workers": 4}, {"devices": 2, "num_nodes": 2}, {"devices": -1}, {"workers": (2, 8)}):
             trainer = sl.Trainer(accelerator="cpu", **options)
             place = (trainer.global_rank, trainer.local_rank, trainer.node_rank)
             assert (*place, trainer.world_size, trainer.workers) == (*self.places[3], 4, 4)
@@ -76,6 +76,8 @@ class EnvironmentConformance:
             sl.Trainer(workers=3)
         with pytest.raises(ConfigError, match=rf"Trainer has devices=3 on num_nodes=1{said}"):
             sl.Trainer(devices=3)
+        with pytest.raises(ConfigError, match=rf"Trainer has workers=\(5, 8\){said}"):
+            sl.Trainer(workers=(5, 8))
 
     def test_one_process_is_alone(self, start: Any) -> None:
         start(0, 1)

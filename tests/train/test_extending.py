@@ -51,7 +51,7 @@ def package(install: Install) -> Any:
 
 
 def test_each_example_is_short(package: Any) -> None:
-    assert len(blocks(PAGE, "python")) == 6
+    assert len(blocks(PAGE, "python")) == 7
     for text in blocks(PAGE, "python"):
         assert len(text[text.index("class ") :].splitlines()) <= 35
 
@@ -70,6 +70,18 @@ def test_the_callback(package: Any, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert resumed[0] == worst[0]
     assert metrics["worst_loss"] == resumed[1][1]
     assert f"worst batch of epoch 1: {resumed[1][0]}, with a loss of" in capsys.readouterr().out
+
+
+def test_the_environment(package: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = {"SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}
+    for name, value in variables.items():
+        monkeypatch.setenv(f"JSM_NAMESPACE_{name}", value)
+    monkeypatch.setenv("LSB_JOBID", "41")
+    monkeypatch.setenv("LSB_MCPU_HOSTS", "batch1 1 node1 42 node2 42")
+    trainer = bare_trainer()
+    assert type(trainer.environment) is package.Lsf
+    assert (trainer.world_size, trainer.global_rank, trainer.local_rank) == (4, 3, 1)
+    assert (package.Lsf().main_address, package.Lsf().main_port) == ("node1", 10_041)
 
 
 def test_the_logger(package: Any, url: str) -> None:

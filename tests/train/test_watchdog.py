@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -25,50 +27,64 @@ from shipline.train.distributed.whereabouts import Process, Whereabouts
 SCRIPT = Path(__file__).parent / "scripts" / "hanging.py"
 
 
-def hung(directory: Path, how: str, where: str) -> list[tuple[int, str]]:
-    """How both workers ended, and what they said."""
-    port, tasks = str(free_port()), []
+@pytest.fixture(scope="module")
+def hung(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[Any, Any]]]:
+    """How both workers ended each time, and what they said; where their runs lie."""
+    directory, tasks = tmp_path_factory.mktemp("hung"), []
+    ports = [str(free_port()) for _ in range(4)]
     for rank in range(2):
         variables = {
             "SLURM_JOB_ID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": f"{rank}", "SLURM_LOCALID": f"{rank}",
-            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "SLURM_JOB_NAME": "hangs",
+            "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1", "SLURM_JOB_NAME": "hangs",
         }  # fmt: skip
-        command = [sys.executable, str(SCRIPT), how, where, str(directory)]
-        pipes: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+        command = [sys.executable, str(SCRIPT), str(rank), str(directory), *ports]
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "text": True, "start_new_session": True}
         tasks.append(subprocess.Popen(command, env={**os.environ, **variables}, **pipes))
     try:
-        said = [task.communicate(timeout=120)[1] for task in tasks]
-        return [(task.returncode, text) for task, text in zip(tasks, said, strict=True)]
+        ended = [json.loads(task.communicate(timeout=200)[0].splitlines()[-1]) for task in tasks]
     finally:
         for task in tasks:
-            task.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(task.pid, signal.SIGKILL)  # what it forked, too
             task.wait()
+    return directory, list(zip(*ended, strict=True))
 
 
 @pytest.mark.parametrize(
-    ("how", "where", "said"),
+    ("time", "said"),
     [
-        ("stopped", "train", "and waits in the exchange of gradients."),
-        ("holds the GIL", "validate", "Worker 0 is in end of validation, at "),
-        ("stopped", "save", "Worker 0 is in checkpoint of step 4, at "),
+        (0, "Worker 0 is in training batch 2, at loops/optimization.py:"),
+        (1, "Worker 0 is in end of validation, at distributed/collectives.py:"),
     ],
+    ids=["stopped", "holds the GIL"],
 )
-def test_a_worker_that_does_not_run_is_named_and_ended(tmp_path: Path, how: str, where: str, said: str) -> None:
+def test_a_worker_that_does_not_run_is_named_and_ended(hung: Any, time: int, said: str) -> None:
     """T8. It cannot end itself; the run's own record says what has happened."""
-    (code, text), (other, _) = hung(tmp_path, how, where)
-    assert code == EXIT_CODE, text
-    assert other == -signal.SIGKILL
-    [message] = [line for line in text.splitlines() if line.startswith("TrainingError: ")]
-    assert "A step has taken longer than step_timeout=4 s. Missing: worker 1 of 2 (process " in message
+    directory, times = hung
+    (code, text), (other, _) = times[time]
+    assert (code, other) == (EXIT_CODE, -signal.SIGKILL), text
+    [message] = [line for line in text.splitlines() if line.startswith("HungError: ")]
+    assert "A step has taken longer than step_timeout=3 s. Missing: worker 1 of 2 (process " in message
     assert said in message
-    record = open_run(f"{tmp_path}/hangs/version_0").record
-    assert record.state == "failed"
-    assert message in f"TrainingError: {record.error}"
+    assert message.endswith(("and waits in the exchange of gradients.", "and waits in all_gather_object."))
+    [run] = (directory / ["stopped-train", "gil-validate"][time]).glob("version_*")
+    record = open_run(str(run)).record
+    assert (record.state, record.error) == ("failed", message)
 
 
-def test_a_worker_that_is_gone_ends_the_others_at_once(tmp_path: Path) -> None:
+def test_a_slow_worker_is_named_and_ends_itself(hung: Any) -> None:
+    """T8. While a checkpoint is made: the others wait for what it is to give."""
+    (code, text), (other, own) = hung[1][2]
+    assert (code, other) == (EXIT_CODE, EXIT_CODE), text
+    for said in (text, own):
+        assert "Late: worker 1 of 2 is still in " in said
+        assert "scripts/hanging.py:" in said
+        assert "Worker 0 waits in all_gather_object: it is in checkpoint of step 4, at " in said
+
+
+def test_a_worker_that_is_gone_ends_the_others_at_once(hung: Any) -> None:
     """T9. Without waiting for the deadline: its connections have ended."""
-    (code, text), (other, _) = hung(tmp_path, "gone", "train")
+    (code, text), (other, _) = hung[1][3]
     assert (code, other) == (1, -signal.SIGKILL)
     assert "TrainingError: Worker 0 of 2 has lost another one, whose own words, or those of what started it" in text
 
@@ -148,7 +164,7 @@ def test_where_a_thread_waits(tmp_path: Path) -> None:
     def meet() -> None:
         began.set()
         try:
-            dist.init_process_group("gloo", store=store, rank=0, world_size=2, timeout=timedelta(seconds=3))
+            dist.init_process_group("gloo", store=store, rank=0, world_size=2, timeout=timedelta(seconds=1))
         except Exception as error:
             failed.append(error)
 

@@ -12,6 +12,7 @@ from torch._C._distributed_c10d import PrefixStore, Store
 
 from shipline.errors import TrainingError
 from shipline.train.environments import ClusterEnvironment, pick_environment
+from shipline.train.environments.network import use_interface
 from shipline.train.seed import seed_everything
 
 #: How long workers wait for each other to come: on a cluster, images may have to be pulled first.
@@ -42,6 +43,7 @@ def join(found: ClusterEnvironment, device: torch.device | None = None, patience
     try:
         _store = found.store(patience) if _store is None else _store
         # Each group has names of its own: those that an earlier one has left behind lead to closed doors.
+        use_interface(found.main_address, alone=found.local_world_size() == size)
         own = PrefixStore(f"shipline/{_joined}", _store)
         plain = device is None or device.type == "cpu"
         dist.init_process_group(

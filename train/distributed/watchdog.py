@@ -23,7 +23,7 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.distributed_c10d import _get_default_store
 
-from shipline.errors import TrainingError
+from shipline.errors import HungError
 from shipline.train.distributed.collectives import gather_objects
 from shipline.train.distributed.verdict import Heard, Verdict, judge
 from shipline.train.distributed.whereabouts import Process, Whereabouts
@@ -193,10 +193,10 @@ def ending(trainer: Trainer) -> Callable[[str], None]:
     """Return what writes down why the run ends, and ends this process: its main thread may never return."""
 
     def end(message: str) -> None:
-        print(f"TrainingError: {message}", file=sys.stderr, flush=True)  # noqa: T201 -- nobody is left to catch it
+        print(f"HungError: {message}", file=sys.stderr, flush=True)  # noqa: T201 -- nobody is left to catch it
         if trainer.is_global_zero and trainer.run_directory is not None and trainer.step_timeout is not None:
             store = trainer.run_directory.store
-            writing = threading.Thread(target=trainer.records.fail, args=(store, TrainingError(message)), daemon=True)
+            writing = threading.Thread(target=trainer.records.fail, args=(store, HungError(message)), daemon=True)
             writing.start()
             writing.join(trainer.step_timeout * _LAST_WORDS)
         os._exit(EXIT_CODE)
@@ -210,12 +210,12 @@ def apart(trainer: Trainer, function: Callable[[], T]) -> T:
     For processes that somebody else ends, such as Ray's: there an error says more than an exit.
 
     Raises:
-        TrainingError: a step hangs.
+        HungError: a step hangs.
     """
     if trainer.step_timeout is None:
         return function()
     ends: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
-    trainer.on_hang = lambda message: ends.put((None, TrainingError(message)))
+    trainer.on_hang = lambda message: ends.put((None, HungError(message)))
 
     def run() -> None:
         try:

@@ -10,6 +10,7 @@ from datetime import timedelta
 from torch._C._distributed_c10d import Store, TCPStore
 
 from shipline.errors import ConfigError
+from shipline.train.environments.network import listening
 
 
 class ClusterEnvironment(ABC):
@@ -60,9 +61,10 @@ class ClusterEnvironment(ABC):
         return self.global_rank() // each if each else 0
 
     def store(self, timeout: timedelta) -> Store:
-        """Return the store at which the processes meet."""
-        first = self.global_rank() == 0
-        return TCPStore(self.main_address, self.main_port, self.world_size(), first, timeout)
+        """Return the store at which the processes meet; the first of them holds it."""
+        host, port, size, first = self.main_address, self.main_port, self.world_size(), self.global_rank() == 0
+        held = listening(host, port) if first else None
+        return TCPStore(host, port, size, first, timeout, master_listen_fd=held)
 
     @property
     def job(self) -> str | None:

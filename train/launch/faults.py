@@ -14,7 +14,7 @@ from ray.exceptions import RayActorError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 from ray.train.v2.api.exceptions import PreemptionError, WorkerGroupError
 
-from shipline.errors import ShiplineError
+from shipline.errors import HungError, ShiplineError
 from shipline.train.signals import TakenAway
 
 Cause = Literal["code", "loss", "preemption"]
@@ -140,6 +140,9 @@ def fault_of(error: Exception) -> Fault:
     if any(is_preempted(failure) for failure in failures.values()):
         first = next(failure for failure in failures.values() if is_preempted(failure))
         return Fault("preemption", f"{first}.", step)
+    hung = [failure for failure in told if isinstance(failure.error, HungError)]
+    if hung:  # who hangs was ended by those who say so
+        return Fault("loss", str(hung[0]), step)
     if lost:
         return Fault("loss", f"{lost[0]}.", step)
     own = [failure for failure in told if not failure.echo]

@@ -17,6 +17,8 @@ from ray.train.torch import TorchConfig
 from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
+from shipline.train.environments.network import use_interface
+
 #: Of the first worker: where the others find it, held until they come.
 _listening: socket.socket | None = None
 _KEY = "shipline"
@@ -64,17 +66,5 @@ def join(host: str, port: int, rank: int, size: int, backend: str, timeout_s: fl
         assert _listening is not None
         held, _listening = _listening.detach(), None
     store = TCPStore(host, port, size, rank == 0, timeout, master_listen_fd=held)
-    _use_interface(host)
+    use_interface(host, alone=True)
     dist.init_process_group(backend, store=PrefixStore(_KEY, store), rank=rank, world_size=size, timeout=timeout)
-
-
-def _use_interface(host: str) -> None:
-    """Let gloo listen on the network on which the first worker is found, not on that of this machine's name."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((host, 9))  # sends nothing
-        own = probe.getsockname()[0]
-    import psutil
-
-    for name, addresses in psutil.net_if_addrs().items():
-        if any(address.address.partition("%")[0] == own for address in addresses):
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", name)

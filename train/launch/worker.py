@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from functools import partial
 from typing import Any
 
 import ray
@@ -21,6 +22,7 @@ from shipline.errors import ConfigError, NotFoundError, ShiplineError
 from shipline.store import join
 from shipline.train.checkpoints import find_checkpoint
 from shipline.train.checkpoints.weights import dump_weights
+from shipline.train.distributed.watchdog import apart
 from shipline.train.launch.faults import Where, WorkerError
 from shipline.train.signals import TAKEN_AWAY, TakenAway
 from shipline.train.strategies import Strategy, pick_strategy
@@ -114,7 +116,7 @@ def _work(
             _record(trainer, options.get("resume"))
     found, ended = None, None
     try:
-        found = run_worker(trainer, stage, module, data, strategy, config["seed"], **options)
+        found = apart(trainer, partial(run_worker, trainer, stage, module, data, strategy, config["seed"], **options))
     except TakenAway:
         raise
     except SystemExit as end:  # as the driver was told; its process ends with this

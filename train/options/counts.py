@@ -38,9 +38,14 @@ def devices_of(devices: int | str | Sequence[int]) -> int | None:
 
 
 def place_of(
-    environment: ClusterEnvironment, workers: int | None, devices: int | str | Sequence[int], num_nodes: int
+    environment: ClusterEnvironment,
+    workers: int | tuple[int, int] | None,
+    devices: int | str | Sequence[int],
+    num_nodes: int,
 ) -> tuple[int, int]:
     """Return how many workers and machines there are, of which `environment` has the last word.
+
+    As many as it has started are right where `workers` is a range that they are in.
 
     Raises:
         ConfigError: the settings contradict it.
@@ -49,7 +54,8 @@ def place_of(
     nodes = -(-size // each) if each else None
     wanted = devices_of(devices)
     contradicted = None
-    if workers is not None and workers != size:
+    least, most = workers if isinstance(workers, tuple | list) else (workers, workers)
+    if least is not None and most is not None and not least <= size <= most:
         contradicted = f"workers={workers}"
     elif wanted is not None and wanted * num_nodes != size:
         contradicted = f"devices={devices!r} on num_nodes={num_nodes}"

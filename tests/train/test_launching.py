@@ -77,7 +77,7 @@ class Slurm:
             pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
             tasks.append(subprocess.Popen(command, env=quiet(**variables), **pipes))
         try:
-            ended = [(task.communicate(timeout=90), task.returncode) for task in tasks]
+            ended = [(task.communicate(timeout=240), task.returncode) for task in tasks]
         finally:
             for task in tasks:
                 task.kill()

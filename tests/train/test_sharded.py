@@ -9,6 +9,8 @@ import pytest
 from workers import run_workers
 
 WORKERS = 4
+
+pytestmark = pytest.mark.timeout(600)  # four processes begin and train, on however few cores
 SHARE = {
     "zero1": 1, "fsdp, two copies": 1 / 2, "tp": 0.4, "pp": 1, "pp, interleaved": 1 / 2, "pp+fsdp": 1 / 2,
 }  # fmt: skip

@@ -137,8 +137,3 @@ def like(index: ShardIndex, name: str, parameter: torch.Tensor) -> torch.Tensor:
     if stored.shape == tuple(parameter.shape):
         return torch.empty_like(parameter, dtype=dtype, requires_grad=False)
     return torch.empty(stored.shape, dtype=dtype)
-
-
-def empty(value: Any) -> Any:
-    """Return an empty tensor like it, to be filled; anything else is itself."""
-    return torch.empty_like(value) if isinstance(value, torch.Tensor) else value

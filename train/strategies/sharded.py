@@ -51,8 +51,10 @@ class Sharded(Joined):
         """Keep optimizers from one operation over spread tensors and others together, which PyTorch refuses."""
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                if len({p.device_mesh if is_spread(p) else None for p in group["params"]}) > 1 and "foreach" in group:
-                    group["foreach"], group["fused"] = False, None if "fused" not in group else False
+                meshes = {p.device_mesh if is_spread(p) else None for p in group["params"]}
+                for option in ("foreach", "fused") if len(meshes) > 1 else ():
+                    if option in group:
+                        group[option] = False
         return optimizers
 
     def clip_grad_norm(self, parameters: list[torch.Tensor], max_norm: float) -> None:
@@ -66,9 +68,4 @@ class Sharded(Joined):
     def weights(self, module: nn.Module) -> dict[str, Any]:
         """Return the module's state dict, whole; every worker calls it."""
         found: dict[str, Any] = whole(module.state_dict())
-        return found
-
-    def optimizer_state(self, optimizer: Optimizer) -> dict[str, Any]:
-        """Return an optimizer's state, whole; every worker calls it."""
-        found: dict[str, Any] = whole(optimizer.state_dict())
         return found

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
 
 import numpy as np
 import torch
+import torch._dynamo  # optimizers import it: once here, and not in every child
 import torchmetrics
 from torch import nn
 from torch.nn import functional as F

@@ -5,7 +5,7 @@ READY := .venv/.ready
 # How many processes share the tests; each needs about 2 GB of memory.
 JOBS ?= 2
 
-.PHONY: demo test check bench soak clean constraints proto
+.PHONY: demo test check bench soak soak-train clean constraints proto
 
 demo: $(READY)
 	$(BIN)/python examples/digits/demo.py
@@ -27,12 +27,17 @@ bench: $(READY)
 	$(BIN)/python benchmarks/checkpoints.py --rounds 3
 	$(BIN)/python benchmarks/serving.py
 	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/cluster.py --plot runs/cluster.svg
 	$(BIN)/python benchmarks/pruning.py
 	$(BIN)/python benchmarks/export.py --peers .venv/peers --plot runs/export.svg
 
 # Ten minutes of mixed load on a server of this checkout; SECONDS=7200 for a night.
 soak: $(READY)
 	PYTHONPATH=tests/support $(BIN)/python tests/support/soak.py $(or $(SECONDS),600)
+
+# Twenty kills of a training run's workers, 30 s between two; KILLS=12 MTBF=300 for an hour.
+soak-train: $(READY)
+	PYTHONPATH=tests/support $(BIN)/python tests/support/soak_train.py $(or $(KILLS),20) $(or $(MTBF),30)
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache runs models

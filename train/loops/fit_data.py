@@ -188,7 +188,8 @@ class FitData:
         trainer = self._trainer
         if trainer.worker_range is None or trainer.strategy.world_size == trainer.worker_range[1]:
             return loader
-        most, now = trainer.worker_range[1], trainer.strategy.world_size
+        now = trainer.strategy.data_world_size
+        most = trainer.worker_range[1] * now // trainer.strategy.world_size  # shares that the most workers would have
         if not trainer.module.automatic_optimization or not _is_evenable(loader):
             wanted, size = most * self._accumulate, 1
         else:

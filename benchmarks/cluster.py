@@ -140,6 +140,7 @@ def recovery() -> dict[str, float]:
     import signal
 
     import shipline as sl
+    from shipline.train.launch import worker
 
     class Net(sl.Module):
         def __init__(self) -> None:
@@ -164,7 +165,7 @@ def recovery() -> dict[str, float]:
 
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
             after = self.root / "after"
-            if trainer.global_rank == 0 and (self.root / "killed").exists() and not after.exists():
+            if trainer.global_rank == 0 and worker._attempt.restarted and not after.exists():  # noqa: SLF001
                 after.write_text(f"{time.time()} {trainer.global_step}")
 
     with tempfile.TemporaryDirectory() as root:

@@ -86,6 +86,8 @@ class Feed:
     def set_epoch(self, epoch: int) -> None:
         """Tell the samplers which epoch begins."""
         items: list[Any] = [getattr(self.loader, name, None) for name in ("batch_sampler", "sampler")]
+        if isinstance(dataset := getattr(self.loader, "dataset", None), IterableDataset):
+            items.append(dataset)
         for item in (*items, self.loader):
             if hasattr(item, "set_epoch"):
                 item.set_epoch(epoch)

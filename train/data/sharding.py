@@ -39,11 +39,14 @@ def shard(loader: Any, rank: int, world_size: int, alone: bool = False) -> Any:
         return unflatten(loader, iter([shard(item, rank, world_size, alone) for item in flatten(loader)]))
     if (world_size == 1 and not alone) or not isinstance(loader, DataLoader) or is_sharded(loader):
         return loader
+    if isinstance(loader.dataset, IterableDataset) and hasattr(loader.dataset, "sharded"):
+        return _over(loader, loader.dataset.sharded(rank, world_size))
     if isinstance(loader.dataset, IterableDataset) or not _takes_each_row_once(loader):
         raise ConfigError(
             f"{world_size} workers need a share of the rows each, and this loader has an iterable dataset, or a "
-            "sampler or batch sampler of its own: use a map-style dataset with batch_size and shuffle, shard it "
-            "yourself with a DistributedSampler, or set use_distributed_sampler=False where it is sharded already."
+            "sampler or batch sampler of its own: use a map-style dataset with batch_size and shuffle, or "
+            "StreamedRows; shard it yourself with a DistributedSampler; or set use_distributed_sampler=False where it "
+            "is sharded already."
         )
     return _with_sampler(
         loader,
@@ -92,16 +95,20 @@ def _takes_each_row_once(loader: DataLoader[Any]) -> bool:
     return plain and type(batches) is BatchSampler and batches.sampler is sampler
 
 
+def _over(loader: DataLoader[Any], dataset: IterableDataset[Any]) -> DataLoader[Any]:
+    return _rebuilt(loader, {"batch_size": loader.batch_size, "drop_last": loader.drop_last}, dataset)
+
+
 def _with_sampler(loader: DataLoader[Any], sampler: Any) -> DataLoader[Any]:
     return _rebuilt(loader, {"batch_size": loader.batch_size, "sampler": sampler, "drop_last": loader.drop_last})
 
 
-def _rebuilt(loader: DataLoader[Any], order: dict[str, Any]) -> DataLoader[Any]:
+def _rebuilt(loader: DataLoader[Any], order: dict[str, Any], dataset: Any = None) -> DataLoader[Any]:
     workers: dict[str, Any] = {}
     if loader.num_workers:
         workers = {"prefetch_factor": loader.prefetch_factor, "persistent_workers": loader.persistent_workers}
     return DataLoader(
-        loader.dataset,
+        loader.dataset if dataset is None else dataset,
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,

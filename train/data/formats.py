@@ -70,7 +70,7 @@ def tar_rows(store: Store, key: str) -> Iterator[Row]:
                 content = archive.extractfile(member)
                 assert content is not None  # of a file it is not
                 row = {"__key__": whole, **row, ending: content.read()}
-                archive.members = []  # or it remembers all of them
+                archive.members = []  # type: ignore[attr-defined] # or it remembers all of them
     except tarfile.TarError as error:
         raise ConfigError(f"{store}/{key} is damaged, or no tar archive: {error}.") from error
     if row:

@@ -108,7 +108,8 @@ class StreamedRows(IterableDataset[Any]):
     def _order(self, count: int, start: tuple[int, ...]) -> list[int]:
         if not self.shuffle:
             return list(range(count))
-        return np.random.default_rng([self.seed, self._epoch, *start]).permutation(count).tolist()
+        order: list[int] = np.random.default_rng([self.seed, self._epoch, *start]).permutation(count).tolist()
+        return order
 
     def _in_order(self, file: int, row: int) -> Iterator[tuple[Row, tuple[int, int]]]:
         """The rows from one of a file on, and the place after each."""

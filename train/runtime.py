@@ -180,6 +180,7 @@ class Runtime(Settings, TrainerView):
 
     def move_module(self) -> None:
         """Bring the module, all of whose layers are made, to its precision and to the device."""
+        self._check_callbacks()
         self.precision_plugin.convert_module(self.module)
         self.strategy.place(self.module)
         if self.sync_batchnorm and self.strategy.world_size > 1:
@@ -190,6 +191,16 @@ class Runtime(Settings, TrainerView):
                 )
             self.module = nn.SyncBatchNorm.convert_sync_batchnorm(self.module)  # type: ignore[no-untyped-call]
         self.module = self.strategy.setup(self.module)
+
+    def _check_callbacks(self) -> None:
+        """Refuse what would need weights in one piece where there are none."""
+        needing = [type(callback).__name__ for callback in self.callbacks if callback.needs_whole_weights]
+        if needing and self.strategy.shards_weights:
+            raise ConfigError(
+                f"{', '.join(needing)} needs the weights in one piece, and with the strategy "
+                f"{type(self.strategy).__name__} each worker holds a part of them: leave it out, or take 'ddp' or "
+                "'zero1'."
+            )
 
     def _own_device(self) -> torch.device:
         """The device of this worker: of those that were named, or of all."""

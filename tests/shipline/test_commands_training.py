@@ -110,6 +110,8 @@ OPTIONS: dict[str, list[tuple[str, Any]]] = {
     "name": [("digits", "digits")],
     "compile": [("true", True), ("{mode: max-autotune}", {"mode": "max-autotune"})],
     "enable_autolog_hparams": [("false", False)],
+    "step_timeout": [("30.5", 30.5), ("00:00:05:00", "00:00:05:00"), ("{minutes: 3}", {"minutes": 3})],
+    "cluster": [("{placement: SPREAD}", "a RayCluster")],
 }  # fmt: skip
 
 

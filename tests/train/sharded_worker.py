@@ -166,10 +166,12 @@ def refused() -> dict[str, str]:
         "no such style": (TensorParallel(plan={"blocks.*.up": "columns"}), transformer()),
         "no such class": (Fsdp(wrap="Blokc"), transformer()),
     }
+    cases["callback"] = (Fsdp(), transformer())
     said = {}
     for name, (strategy, module) in cases.items():
+        callbacks = [sl.train.EMAWeightAveraging()] if name == "callback" else []
         try:
-            fit(bare_trainer(max_epochs=1), module, strategy)
+            fit(bare_trainer(max_epochs=1, callbacks=callbacks), module, strategy)
         except ShiplineError as error:
             said[name] = str(error)
     return said

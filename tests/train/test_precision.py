@@ -357,7 +357,7 @@ def test_short_names_are_those_of_lightning(given: Any, name: str) -> None:
         ({"precision": "b16-mixed"}, r"precision='b16-mixed'\. Did you mean 'bf16-mixed'\? Known: 16-mixed, "),
         ({"precision": 8}, r"precision=8\. Known: 16-mixed, "),
         ({"precision": "transformer-engine"}, "8-bit floating point is precision='fp8' here"),
-        ({"plugins": LightningMixed("bf16-mixed", "cpu")}, "plugins has a MixedPrecision, which is no shipline"),
+        ({"plugins": LightningMixed("bf16-mixed", "cpu")}, "plugins has a MixedPrecision, which is neither a shipline"),
         ({"plugins": [Precision("a", CPU), Precision("b", CPU)]}, "a run computes in one precision, so set one"),
         ({"plugins": Precision("a", CPU), "precision": 16}, "a run computes in one precision, so set one"),
     ],

@@ -79,6 +79,7 @@ def test_what_does_not_fit_is_said(found: list[dict[str, Any]]) -> None:
         "no plan": "let its parallelize_plan() return a dict",
         "no such part": "'blokcs.*.up', and there is no such part. Did you mean",
         "no such style": "the style 'columns'. Known: colwise, rowwise, sequence",
+        "callback": "EMAWeightAveraging needs the weights in one piece",
         "no such class": "wrap=Blokc, and Transformer has no such part; it has Attention, Block,",
     }
     for worker in found:

@@ -20,6 +20,8 @@ class Callback(Configurable):
     monitors = False
     #: Callbacks that save what everybody has done come after all others, and after the module, at every hook.
     saves = False
+    #: Callbacks that change or copy weights need them whole, which some strategies have nowhere.
+    needs_whole_weights = False
     #: The object of Lightning's that this one is used in place of.
     stands_for: Any = None
 

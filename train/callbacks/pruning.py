@@ -59,6 +59,8 @@ class ModelPruning(Callback):
         prune_on_train_epoch_end: prune at the end of training epochs; False: of validations.
     """
 
+    needs_whole_weights = True
+
     PARAMETER_NAMES = ("weight", "bias")
 
     def __init__(

@@ -46,6 +46,8 @@ class QuantizationAwareTraining(Callback):
         averaging_constant: the share of a batch in the moving average.
     """
 
+    needs_whole_weights = True
+
     def __init__(
         self,
         start_epoch: int = 0,

@@ -50,6 +50,8 @@ class StochasticWeightAveraging(Callback):
         device: where the average is kept; None: where the module is.
     """
 
+    needs_whole_weights = True
+
     def __init__(
         self,
         swa_lrs: float | list[float],

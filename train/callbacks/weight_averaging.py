@@ -39,6 +39,8 @@ class WeightAveraging(Callback):
         kwargs: of `torch.optim.swa_utils.AveragedModel`: avg_fn or multi_avg_fn; default: the mean.
     """
 
+    needs_whole_weights = True
+
     def __init__(self, device: torch.device | str | int | None = None, use_buffers: bool = True, **kwargs: Any) -> None:
         for name in kwargs:
             if name not in ("avg_fn", "multi_avg_fn"):

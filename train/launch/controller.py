@@ -140,7 +140,9 @@ class Watch(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
 
     def before_controller_execute_resize_decision(self, resize_decision: Any) -> None:
         """Let the workers save before they are replaced by more, or fewer."""
-        if not self._resizing:  # they have failed
+        resizing, self._resizing = self._resizing, False
+        # Where they have failed, or the others that were to come did not, there is nobody to tell.
+        if not resizing or not self._group.has_started():
             return
         end = time.monotonic() + self._grace_s
         with contextlib.suppress(ray.exceptions.RayActorError):

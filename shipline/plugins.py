@@ -148,6 +148,7 @@ EXTRAS = {
     "prometheus_client": "serve",
     "simdjson": "serve",
     "psutil": "train",
+    "pyarrow": "parquet",
     "ray": "ray",
     "safetensors": "train",
     "s3fs": "s3",

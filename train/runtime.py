@@ -194,7 +194,8 @@ class Runtime(Settings, TrainerView):
 
     def _check_callbacks(self) -> None:
         """Refuse what would need weights in one piece where there are none."""
-        needing = [type(callback).__name__ for callback in self.callbacks if callback.needs_whole_weights]
+        # Lightning's callbacks, which run here as they are, do not say: those that need them fail of themselves.
+        needing = [type(each).__name__ for each in self.callbacks if getattr(each, "needs_whole_weights", False)]
         if needing and self.strategy.shards_weights:
             raise ConfigError(
                 f"{', '.join(needing)} needs the weights in one piece, and with the strategy "

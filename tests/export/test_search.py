@@ -247,8 +247,8 @@ def test_what_no_compiler_can_make_is_said_and_the_others_go_on(
 ) -> None:
     monkeypatch.setitem(SEARCHED, "aotinductor", ("float32", "bfloat16"))
     monkeypatch.setattr(processor, "computes_bfloat16", lambda: True)
-    monkeypatch.setattr(config.cpp, "cxx", (None, "no-such-compiler"))
-    artifact = export(trained, tmp_path / "m", backend="aotinductor")
+    with config.patch({"cpp.cxx": (None, "no-such-compiler")}):
+        artifact = export(trained, tmp_path / "m", backend="aotinductor")
     assert artifact.manifest.backend == "onnxruntime"
     refused = json.loads(artifact.read("report.json"))["refused"]
     assert [line.partition(":")[0] for line in refused] == ["float32 on aotinductor", "bfloat16 on aotinductor"]

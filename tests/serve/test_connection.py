@@ -494,10 +494,14 @@ def test_an_attack_leaves_no_memory_behind(server: BackgroundServer, attack: byt
                 assert receive(connection).status in (400, 431)
         wait_until(lambda: not connections(server))
 
+    def growth() -> int:
+        before = resident()
+        repeat(200)
+        return resident() - before
+
     repeat(200)
-    before = resident()
-    repeat(200)
-    assert resident() - before < 2 << 20
+    # What leaks does so every time; what the rest of this process does in the meantime, does not.
+    assert min(growth() for _ in range(3)) < 2 << 20
     check_works(server.url)
 
 

@@ -43,6 +43,11 @@ class Batch:
     began: float
     abandoned: bool = False
 
+    @property
+    def asked(self) -> list[Job]:
+        """Those that somebody has asked for: a canary is none."""
+        return [job for job in self.jobs if job.terms is not CANARY]
+
 
 class BatcherStats:
     """Told of every batch; does nothing."""
@@ -120,8 +125,10 @@ class Batcher:
         """Let these rows wait, and return the job that `submit` awaits; RequestError 503 where there is no room."""
         size = size_of(inputs)
         self.check_room(rows, size)
+        return self._enter(inputs, rows, terms or _USUAL, size)
+
+    def _enter(self, inputs: Arrays, rows: int, terms: Terms, size: int) -> Job:
         loop = asyncio.get_running_loop()
-        terms = terms or _USUAL
         now = time.perf_counter()
         deadline = now + min(terms.timeout_s or self._timeout_s, self._timeout_s)
         job = Job(inputs, rows, loop.create_future(), now, deadline, terms, size)
@@ -143,12 +150,14 @@ class Batcher:
     async def responds(self, row: Arrays, recent_s: float, limit_s: float) -> bool:
         """Return whether batches end: one has within `recent_s`, or one does in time.
 
-        Where nobody waits, this row does, which is counted nowhere. One caller at a time.
+        Where no batch runs, this row waits for one, whether there is room or not; it is counted nowhere. One caller at
+        a time.
         """
         if time.perf_counter() - self._ended < recent_s:
             return True
         self._watched = asyncio.Event()
-        canary = None if self._waiting or self._running else self.begin(row, 1, CANARY)
+        # Also beside others that wait: their callers may all go away.
+        canary = None if self._running else self._enter(row, 1, CANARY, 0)
         try:
             await asyncio.wait_for(self._watched.wait(), limit_s)
         except TimeoutError:
@@ -219,25 +228,26 @@ class Batcher:
                 job.future.set_exception(outcome)
             else:
                 job.future.set_result(outcome)
-        now = time.perf_counter()
-        self._ended = now
-        took, rows = now - batch.began, sum(job.rows for job in batch.jobs)
-        self._row_s += _LATELY * (took / rows - self._row_s)
-        if self._watched is None or not self._is_canary(batch):
-            self._stats.batch(rows, batch.began - batch.jobs[0].queued_at, took)
-        if self._traced is not None:
-            self._traced(batch.jobs, batch.began, now)
+        self._ended = now = time.perf_counter()
+        if self._watched is not None:
+            self._watched.set()
+        self._count_batch(batch, now)
         if self._waiting:
             # Let the loop read and write sockets before the next batch.
             loop.call_soon(self._next, loop)
         else:
             self._rest()
 
-    def _is_canary(self, batch: Batch) -> bool:
-        """Tell whoever watches that a batch has ended; return whether it was only for him."""
-        assert self._watched is not None
-        self._watched.set()
-        return all(job.terms is CANARY for job in batch.jobs)
+    def _count_batch(self, batch: Batch, now: float) -> None:
+        """Tell of a batch's requests, if it had any."""
+        jobs = batch.asked
+        if not jobs:
+            return
+        took, rows = now - batch.began, sum(job.rows for job in jobs)
+        self._row_s += _LATELY * (took / rows - self._row_s)
+        self._stats.batch(rows, batch.began - jobs[0].queued_at, took)
+        if self._traced is not None:
+            self._traced(jobs, batch.began, now)
 
     def _rest(self) -> None:
         self._free += 1
@@ -276,7 +286,7 @@ class Batcher:
         self._running.discard(batch)
         self.hung += 1
         if self._traced is not None:
-            self._traced(batch.jobs, batch.began, now)
+            self._traced(batch.asked, batch.began, now)
         logger.error("A batch has run for %.0f s and is given up; its thread is replaced.", now - batch.began)
         self._threads.replace()
         self._next(loop)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+TRACING = "shipline.serve.tracing:Tracing"
 _PROTOCOL = "http/protobuf"
 
 
@@ -44,13 +45,12 @@ def open_tracing(url: str | None) -> Tracing | None:
     """Return what sends traces to the collector at this URL, or where OpenTelemetry's environment says; else None.
 
     Raises:
-        ConfigError: the URL is none.
         MissingExtraError: a URL is given, and OpenTelemetry is not installed.
     """
     if url is None and not _in_environment():
         return None
     try:
-        tracing: Tracing = load_target("shipline.serve.tracing:Tracing").exporting(url)
+        tracing: Tracing = load_target(TRACING).exporting(url)
     except MissingExtraError as error:
         if url is not None:
             raise

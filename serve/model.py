@@ -53,7 +53,7 @@ class ServedModel:
         self._backend = backend
         self._memory = hosting.memory
         self.batch_delay_s = hosting.batch_delay_s
-        self.memory_bytes = 0
+        self.file_bytes = self.memory_bytes = 0
         self._users, self._unused = 0, asyncio.Event()
         settings = manifest.serving
         self.batch_size = min(settings.preferred_batch_size or settings.max_batch_size, settings.max_batch_size)
@@ -104,9 +104,13 @@ class ServedModel:
         backend = chosen.load(graph, manifest.serving)
         try:
             model = cls(manifest, backend, processing, example, hosting)
-            model.take_memory(len(graph), before)
         except BaseException:
             backend.close()
+            raise
+        try:
+            model.take_memory(len(graph), before)
+        except BaseException:
+            model.close()
             raise
         return model
 
@@ -122,10 +126,14 @@ class ServedModel:
         """
         backend = self._backend
         grown = resident(backend.pid) if isinstance(backend, IsolatedBackend) else resident() - before
-        self.memory_bytes = max(grown, at_least)
+        self.file_bytes, self.memory_bytes = at_least, max(grown, at_least)
         self._memory.check(self.name, self.memory_bytes)
         self._memory.take(self, self.memory_bytes)
-        self.metrics.memory(at_least, self.memory_bytes)
+
+    def tell(self, *, ready: bool) -> None:
+        """Tell the metrics that it takes traffic, or that no model of its name and version does any more."""
+        self.metrics.ready(value=ready)
+        self.metrics.memory(*((self.file_bytes, self.memory_bytes) if ready else (0, 0)))
 
     @property
     def name(self) -> str:
@@ -217,8 +225,6 @@ class ServedModel:
 
     def close(self) -> None:
         """Give back threads and memory."""
-        self.metrics.ready(value=False)
-        self.metrics.memory(0, 0)
         self._memory.give_back(self)
         self._batcher.close()
         self._backend.close()

@@ -192,12 +192,12 @@ class Repository:
     async def _load(self, artifact: Artifact) -> None:
         """Load one version, let it prove itself, and let it take the traffic from what took it before."""
         name = artifact.manifest.name
-        # Not its own `prefetch`, whose threads would be waited for when the process ends.
+        # Several at a time, by threads that are not waited for when the process ends.
         await asyncio.gather(*(in_thread(artifact.read, name) for name in artifact.manifest.files))
         model = await ServedModel.load(artifact, self._hosting)
         before, self._models[name] = self._models.get(name), model
         self._on_ready(model)
-        model.metrics.ready(value=True)
+        model.tell(ready=True)
         self._tell(name, model.version, State.READY)
         logger.info("%s version %s (%s) is ready: %s", name, model.version, model.manifest.precision, artifact)
         if before is not None:
@@ -209,6 +209,9 @@ class Repository:
             self._on_gone(model)
         await model.drain()
         model.close()
+        now = self._models.get(model.name)
+        if now is None or now.version != model.version:  # the same version may have been loaded again
+            model.tell(ready=False)
 
     @asynccontextmanager
     async def _alone(self, name: str) -> AsyncIterator[None]:

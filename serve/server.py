@@ -19,7 +19,7 @@ from shipline.errors import ConfigError, ServingError, ShiplineError
 from shipline.plugins import load_target
 from shipline.serve.access import Access
 from shipline.serve.doors import Doors, address_of
-from shipline.serve.hosting import Hosting, open_tracing
+from shipline.serve.hosting import TRACING, Hosting, open_tracing
 from shipline.serve.http.app import Application
 from shipline.serve.http.connection import Config
 from shipline.serve.http.gate import Gate, Hosts, hosts_of
@@ -37,6 +37,11 @@ if TYPE_CHECKING:
 logger = logging.getLogger("shipline.serve")
 
 GRACE_S = 30
+_GRPC = (
+    "shipline.serve.grpc.service:Service",
+    "shipline.serve.grpc.server:GrpcServer",
+    "shipline.serve.grpc.guard:Guard",
+)
 
 
 class Serving:
@@ -45,7 +50,7 @@ class Serving:
     Raises:
         ServingError: a port is taken.
         ConfigError: there is no such port or host, a URL to trust is none, or keys or certificates are not good.
-        MissingExtraError: gRPC is asked for, and not installed.
+        MissingExtraError: gRPC or traces are asked for, and not installed.
     """
 
     def __init__(
@@ -63,19 +68,13 @@ class Serving:
         self._url = url
         settings = settings or ServerSettings()
         access, hosts, tls = _guards(settings)
-        limit = None if settings.memory_mib is None else int(settings.memory_mib * MIB)
-        hosting = Hosting(
-            trust=Trust(trust),
-            tracing=open_tracing(settings.otel),
-            memory=Memory(limit),
-            batch_delay_s=settings.batch_delay_ms / 1e3,
-        )
-        self._app = Application(url, self._fail, hosting)
+        trusted = Trust(trust)
         doors = doors or Doors.open(host, port, health_port=settings.health_port, grpc_port=grpc_port)
         self._doors = doors
         self._address = f"{'https' if tls else 'http'}://{address_of(doors.http)}"
         own = Hosts(hosts_of(doors.http.getsockname()[0]))
         try:
+            self._app = Application(url, self._fail, _hosting(settings, trusted))
             self._grpc = None if doors.grpc is None else _grpc_server(doors.grpc, self._app, grace_s, access, settings)
         except BaseException:
             doors.close()
@@ -239,10 +238,29 @@ def serve(
         _serve_together(workers, url, host, port, grpc_port, trust, settings or ServerSettings())
 
 
-def check(settings: ServerSettings, trust: Sequence[str]) -> None:
-    """Raise ConfigError where a key, a host, a certificate or a URL to trust is none, before there is a server."""
+def check(settings: ServerSettings, trust: Sequence[str], grpc_port: int | None = None) -> None:
+    """Check what a server would be started with, before there is one.
+
+    Raises:
+        ConfigError: a key, a host, a certificate or a URL to trust is none.
+        MissingExtraError: traces or gRPC are asked for, and not installed.
+    """
     Trust(trust)
     _guards(settings)
+    if settings.otel is not None:
+        load_target(TRACING)
+    if grpc_port is not None:
+        load_target(_GRPC[0])
+
+
+def _hosting(settings: ServerSettings, trust: Trust) -> Hosting:
+    limit = None if settings.memory_mib is None else int(settings.memory_mib * MIB)
+    return Hosting(
+        trust=trust,
+        tracing=open_tracing(settings.otel),
+        memory=Memory(limit),
+        batch_delay_s=settings.batch_delay_ms / 1e3,
+    )
 
 
 def _guards(settings: ServerSettings) -> tuple[Access, Hosts, ssl.SSLContext | None]:
@@ -265,7 +283,7 @@ def _serve_together(
 ) -> None:
     from shipline.serve.supervisor import Supervisor
 
-    check(settings, trust)  # by one process, before there are others
+    check(settings, trust, grpc_port)  # by one process, before there are others
     doors = Doors.open(host, port, health_port=settings.health_port, grpc_port=grpc_port, shared=True)
 
     async def supervise() -> None:
@@ -278,14 +296,7 @@ def _serve_together(
 def _grpc_server(
     door: socket.socket, app: Application, grace_s: int, access: Access, settings: ServerSettings
 ) -> GrpcServer:
-    service, server, guard = map(
-        load_target,
-        (
-            "shipline.serve.grpc.service:Service",
-            "shipline.serve.grpc.server:GrpcServer",
-            "shipline.serve.grpc.guard:Guard",
-        ),
-    )
+    service, server, guard = map(load_target, _GRPC)
     tls = None
     if settings.tls_cert and settings.tls_key:
         tls = Path(settings.tls_cert).read_bytes(), Path(settings.tls_key).read_bytes()

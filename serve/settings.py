@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from shipline.errors import ConfigError
+from shipline.store import redact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +80,8 @@ class ServerSettings:
         if (self.tls_cert is None) != (self.tls_key is None):
             missing = "tls_key" if self.tls_key is None else "tls_cert"
             raise ConfigError(f"{missing} is not set; a certificate and its private key go together.")
+        if self.otel is not None and not _is_web_address(self.otel):
+            raise ConfigError(f"otel is {redact(self.otel)}; give the collector's URL, such as http://localhost:4318")
         if not 0 <= self.batch_delay_ms <= 1000:
             raise ConfigError(f"batch_delay_ms is {self.batch_delay_ms}; choose one from 0 to 1000.")
         if self.memory_mib is not None and not self.memory_mib > 0:
@@ -97,3 +101,11 @@ class ServerSettings:
     def from_json(cls, said: dict[str, Any]) -> Self:
         """Return what `to_json` was called on."""
         return cls(**{**said, "limits": Limits(**said["limits"])})
+
+
+def _is_web_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets without their other half, a port that is no number
+        return False

@@ -10,12 +10,7 @@ import grpc.aio
 
 from shipline.serve.access import Access
 from shipline.serve.errors import RequestError
-
-_CODES = {
-    401: grpc.StatusCode.UNAUTHENTICATED,
-    403: grpc.StatusCode.PERMISSION_DENIED,
-    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
-}
+from shipline.serve.grpc.codes import abort
 
 
 class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
@@ -40,6 +35,6 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
 def _refusing(error: RequestError) -> Any:
     async def refuse(request: Any, context: Any) -> None:
-        await context.abort(_CODES[error.status], error.message)
+        await abort(context, error)
 
     return grpc.stream_stream_rpc_method_handler(refuse)

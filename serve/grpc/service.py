@@ -15,6 +15,7 @@ from google.protobuf.json_format import ParseDict
 from shipline.backends.base import Arrays
 from shipline.serve import description
 from shipline.serve.errors import RequestError, bad
+from shipline.serve.grpc.codes import abort, code_of
 from shipline.serve.grpc.infer import InferRequest, ModelInferRequest, infer_response, parse_infer
 from shipline.serve.grpc.messages import SERVICE, message, method, parsed
 from shipline.serve.http.endpoints import CANCELLED, OFF_LOOP_BYTES, off_loop
@@ -35,21 +36,6 @@ ModelStreamInferResponse = message("ModelStreamInferResponse")
 
 Call = Callable[[Any], Awaitable[dict[str, Any]]]
 Written = Callable[[ServedModel, InferRequest, Arrays], bytes]
-
-_CODES = {
-    400: grpc.StatusCode.INVALID_ARGUMENT,
-    401: grpc.StatusCode.UNAUTHENTICATED,
-    403: grpc.StatusCode.PERMISSION_DENIED,
-    404: grpc.StatusCode.NOT_FOUND,
-    409: grpc.StatusCode.ABORTED,
-    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    422: grpc.StatusCode.FAILED_PRECONDITION,
-    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
-    501: grpc.StatusCode.UNIMPLEMENTED,
-    503: grpc.StatusCode.UNAVAILABLE,
-    504: grpc.StatusCode.DEADLINE_EXCEEDED,
-    507: grpc.StatusCode.RESOURCE_EXHAUSTED,
-}
 
 
 class Service:
@@ -136,12 +122,12 @@ class Service:
             return await self._answer(request, len(data), context, _unary_bytes)
         except RequestError as error:
             failure = error
-        return await _abort(context, failure)
+        return await abort(context, failure)
 
     async def _answer(self, request: Any, size: int, context: Any, written: Written) -> bytes:
         """Return what `written` makes of the outputs for a ModelInferRequest, which came as `size` bytes."""
         model = self._repository.get(request.model_name, request.model_version or None)
-        status, began = CANCELLED, time.perf_counter()
+        status, identity, began = CANCELLED, "", time.perf_counter()
         tracing, method = model.tracing, "ModelInfer" if written is _unary_bytes else "ModelStreamInfer"
         trace = None if tracing is None else tracing.grpc(f"{SERVICE}/{method}", context.invocation_metadata())
         model.enter()
@@ -156,13 +142,14 @@ class Service:
             status = error.status
             raise
         except Exception as error:
-            status = 500
-            raise _failure(error, f"Model {model.name!r}", "The model failed on this input.") from error
+            failure = _failure(error, f"Model {model.name!r}", "The model failed on this input.")
+            status, identity = failure.status, failure.headers["x-request-id"]
+            raise failure from error
         finally:
             model.leave()
             model.metrics.answered("grpc", status, time.perf_counter() - began)
             if trace is not None:
-                trace.end(status, _code(status))
+                trace.end(status, code_of(status).name, identity)
         return answer
 
     async def _stream(self, requests: AsyncIterator[bytes], context: Any) -> None:
@@ -187,7 +174,7 @@ class Service:
                 await context.write(await answer)
                 room.release()
         if self._app.stopping:
-            await _abort(context, RequestError(503, "The server is stopping."))
+            await abort(context, RequestError(503, "The server is stopping."))
 
     async def _streamed(self, data: bytes, context: Any) -> bytes:
         """Return the stream's response to one request: what is wrong with it is told there, and the stream goes on."""
@@ -225,20 +212,9 @@ def _answering(name: str, call: Call) -> Callable[[bytes, Any], Awaitable[bytes]
             failure = error
         except Exception as error:
             failure = _failure(error, name, "The server failed on this request.")
-        return await _abort(context, failure)
+        return await abort(context, failure)
 
     return handler
-
-
-def _code(status: int) -> str:
-    """Return gRPC's name of a status."""
-    others = {200: grpc.StatusCode.OK, CANCELLED: grpc.StatusCode.CANCELLED}
-    return str((others | _CODES).get(status, grpc.StatusCode.INTERNAL).name)
-
-
-async def _abort(context: Any, error: RequestError) -> bytes:
-    await context.abort(_CODES.get(error.status, grpc.StatusCode.INTERNAL), error.message, tuple(error.headers.items()))
-    raise AssertionError("a call that was aborted goes on")
 
 
 def _failure(error: Exception, who: str, message: str) -> RequestError:

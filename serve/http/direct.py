@@ -78,12 +78,14 @@ class Direct:
         self.disconnected = True
         if self._job is not None:
             self._endpoint.model.forget(self._job)
+        took = time.perf_counter() - self._began if self._began else 0.0  # of its body, only a part may have come
+        self._endpoint.model.metrics.answered(self._endpoint.name, CANCELLED, took)
         if self._trace is not None:
             self._trace.end(CANCELLED, CANCELLED)
         self._endpoint.model.leave()
 
     def _done(self, request: Any, future: asyncio.Future[Arrays]) -> None:
-        if future.cancelled():
+        if future.cancelled() or self.disconnected:  # `cancel` may come between the answer and this
             return
         error = future.exception()
         if error is None:
@@ -99,8 +101,6 @@ class Direct:
 
     def _respond(self, status: int, body: bytes, headers: RawHeaders) -> None:
         self._endpoint.model.metrics.answered(self._endpoint.name, status, time.perf_counter() - self._began)
-        if self.disconnected:
-            return
         if self._trace is not None:
             self._trace.end(status, status, dict(headers).get(b"x-request-id", b"").decode())
         self._endpoint.model.leave()

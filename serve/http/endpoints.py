@@ -91,6 +91,8 @@ class PredictionEndpoint(ABC):
             if GONE in scope:
                 return
             raise  # the server is ended
+        finally:
+            scope.pop(TASK, None)  # what has been answered is cancelled no more
         self._model.metrics.answered(self.name, status, time.perf_counter() - began)
         if trace is not None:
             trace.end(status, status, dict(extra).get(b"x-request-id", b"").decode())

@@ -27,10 +27,11 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def check_server(settings: Namespace) -> None:
-    """Raise ConfigError where a server could not be started so: a key, a host or a certificate is none."""
+    """Raise ConfigError, or MissingExtraError, where a server could not be started so."""
     from shipline.plugins import load_target
 
-    load_target("shipline.serve.server:check")(_server_settings(settings), settings.trust)
+    check = load_target("shipline.serve.server:check")
+    check(_server_settings(settings), settings.trust, settings.grpc_port)
 
 
 def _server_settings(settings: Namespace) -> Any:

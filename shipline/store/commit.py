@@ -14,7 +14,6 @@ import json
 import re
 import secrets
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import ClassVar, Generic, Self, TypeVar
@@ -214,11 +213,6 @@ class Committed(Generic[M]):
             return Cache.default().read(self.store, entry)
         except NotFoundError as error:
             raise IntegrityError(f"{where} is missing, though its manifest lists it. Publish again.") from error
-
-    def prefetch(self) -> None:
-        """Bring every file into the local cache, several at a time."""
-        with ThreadPoolExecutor(max_workers=8, thread_name_prefix="shipline-fetch") as pool:
-            list(pool.map(self.read, self.manifest.files))
 
     def __str__(self) -> str:
         return self.url

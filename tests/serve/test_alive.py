@@ -14,6 +14,8 @@ from serving import Gated, gated_server, web
 
 from shipline.backends.base import Arrays
 from shipline.serve import model
+from shipline.serve.batcher import CANARY
+from shipline.serve.jobs import Job, Terms
 
 LIVE = "/v2/health/live"
 
@@ -97,3 +99,38 @@ def test_many_probes_are_one(server: Gated) -> None:
     server.backend.gate.set()
     wait_until(lambda: len(server.backend.batches) > count)
     assert json.loads(answers[0].content) == {"live": False}
+
+
+def test_a_probe_that_was_given_up_is_counted_by_nobody(server: Gated) -> None:
+    """Its row is computed when the thread goes on, and stands in no metric then either; nor among those that wait."""
+    stats, count = f"{server.url}/v2/models/gated/stats", len(server.backend.batches)
+    before = web.get(stats).json()
+    server.close_gate()
+    assert not live(server)
+    server.backend.gate.set()
+    wait_until(lambda: len(server.backend.batches) > count and not server.batcher._running)
+    assert web.get(stats).json() == before
+    assert not server.batcher._waiting
+
+
+def test_a_row_of_a_probe_in_a_batch_of_others_is_not_counted(server: Gated, monkeypatch: pytest.MonkeyPatch) -> None:
+    stats = f"{server.url}/v2/models/gated/stats"
+    batcher, begin = server.batcher, server.batcher._enter
+
+    def both(inputs: Arrays, rows: int, terms: Terms, size: int) -> Job:
+        if terms is CANARY:
+            begin(inputs, rows, Terms(), size)  # who has asked in the same turn of the loop
+        return begin(inputs, rows, terms, size)
+
+    before, count = web.get(stats).json()["model_stats"][0], len(server.backend.batches)
+    monkeypatch.setattr(batcher, "_enter", both)
+    assert web.get(server.url + LIVE).status_code == 200
+    assert [len(batch["x"]) for batch in server.backend.batches[count:]] == [2]
+    after = web.get(stats).json()["model_stats"][0]
+    assert after["inference_count"] == before["inference_count"] + 1
+
+
+def test_a_probe_finds_room_where_nobody_else_does(server: Gated, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.batcher, "_max_queued", 0)
+    assert server.ask(1.0).status_code == 503
+    assert live(server)

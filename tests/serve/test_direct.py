@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Iterator
@@ -23,6 +24,8 @@ from serving import (
 )
 
 from shipline.serve.http import direct
+from shipline.serve.http.cycle import TASK
+from shipline.serve.http.endpoints import InferEndpoint
 from shipline.serve.server import BackgroundServer
 from shipline.serve.settings import ServerSettings
 
@@ -185,6 +188,8 @@ def test_a_client_that_goes_leaves_its_batch_and_its_place(
             held[number].close()
         assert [batch["x"][:, 0].tolist() for batch in gated.backend.batches[-2:]] == [[1], [3]]
         wait_until(lambda: gated.model._users == 0)  # nor does it keep the model
+        told = web.get(f"{gated.url}/metrics").text
+        assert 'shipline_requests_total{endpoint="infer",model="gated",status="499",version="1"} 1.0' in told
 
 
 def test_a_server_that_stops_answers_what_it_took_and_closes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,3 +218,20 @@ def test_keys_close_the_short_way(tmp_path: Path, taken: list[bool]) -> None:
         assert web.post(server.url + INFER, content=x(), headers=headers).status_code == 200
         assert asked(server.url, post(INFER, x())).status == 401
         assert not any(taken)
+
+
+def test_what_has_been_answered_is_cancelled_no_more(server: BackgroundServer) -> None:
+    """Its task may still wait for a client that reads slowly; who goes then ends a request that counts as answered."""
+    endpoint = InferEndpoint(server._serving._app.repository.get("linear"))
+    found: list[bool] = []
+
+    async def receive_() -> dict[str, Any]:
+        found.append(TASK in scope)
+        return {"type": "http.request", "body": x()}
+
+    async def send(message: Any) -> None:
+        found.append(TASK in scope)
+
+    scope: dict[str, Any] = {"method": "POST", "headers": [], "client": None}
+    asyncio.run(endpoint(scope, receive_, send))
+    assert found == [False, False, False]

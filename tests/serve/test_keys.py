@@ -470,3 +470,19 @@ def test_no_page_of_another_origin_is_told_that_it_may_read(unguarded: str, head
 def test_a_path_that_no_client_would_send(unguarded: str) -> None:
     for path in ("//v2", "//v2/models/linear", "/v2/models/linear;x", "/v2/../v2", "/v2/%2e%2e/v2"):
         assert path_only(unguarded, "GET", path).status == 404
+
+
+def test_wrong_keys_over_grpc_are_refused_with_when_to_try_again(repository: str, keys: str) -> None:
+    with BackgroundServer(repository, grpc_port=0, settings=ServerSettings(api_keys=keys)) as server:
+        assert refused_over_grpc(server) == (grpc.StatusCode.UNAUTHENTICATED, {"www-authenticate": "Bearer"})
+        wrong = [refused_over_grpc(server, ("x-api-key", "wrong")) for _ in range(21)]
+    assert wrong[:20] == [(grpc.StatusCode.UNAUTHENTICATED, {"www-authenticate": "Bearer"})] * 20
+    assert wrong[20] == (grpc.StatusCode.RESOURCE_EXHAUSTED, {"retry-after": "60"})
+
+
+def refused_over_grpc(server: BackgroundServer, *metadata: tuple[str, str]) -> tuple[grpc.StatusCode, dict[str, str]]:
+    with grpc.insecure_channel(str(server.grpc_address)) as channel:
+        method = channel.unary_unary(f"/{messages.SERVICE}/ServerMetadata")
+        with pytest.raises(grpc.RpcError) as caught:
+            method(b"", metadata=metadata, timeout=30)
+    return caught.value.code(), dict(caught.value.trailing_metadata())

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
 import artifacts
 import pytest
+from doubles import IdentityBackend
 from grpc_calls import calling
-from serving import GRAPHS, check_error, infer, web
+from serving import GRAPHS, check_error, infer, publish_identity, register_double, web
 
 import shipline as sl
+from shipline.artifact import find_artifact
 from shipline.errors import ConfigError, ServingError
+from shipline.serve.hosting import Hosting
 from shipline.serve.memory import Memory, resident
+from shipline.serve.model import ServedModel
 from shipline.serve.server import BackgroundServer
 
 ROOM = sl.ServerSettings(admin_without_key=True, memory_mib=100_000)
@@ -65,6 +71,38 @@ def test_a_start_for_which_there_is_no_memory(repository: Path) -> None:
     server = BackgroundServer(str(repository), settings=sl.ServerSettings(memory_mib=1e-6))
     with pytest.raises(ServingError, match=r"memory_mib is 0\.000"), server:
         pass
+
+
+def test_what_is_refused_when_it_is_loaded_gives_everything_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """How much it takes is known then alone."""
+    register_double(monkeypatch)
+    publish_identity(tmp_path / "gated")
+    closed: list[IdentityBackend] = []
+    sizes = iter([0, 2 << 20])
+    monkeypatch.setattr("shipline.serve.model.resident", lambda: next(sizes))
+    monkeypatch.setattr(IdentityBackend, "close", lambda backend: closed.append(backend))
+    hosting = Hosting(memory=Memory(1 << 20))
+    with pytest.raises(ServingError, match=r"Model 'gated' takes at least 2 MiB"):
+        asyncio.run(ServedModel.load(find_artifact(str(tmp_path), "gated"), hosting))
+    assert len(closed) == 1
+    assert not hosting.memory._taken
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("shipline-backend")]
+
+
+def test_a_version_that_is_loaded_again_is_ready_in_the_metrics(repository: Path) -> None:
+    """Also when the one that it replaces has gone."""
+    with BackgroundServer(str(repository), settings=ROOM) as server:
+        before = server._serving._app.repository.get("linear")
+        assert web.post(f"{server.url}/v2/repository/models/linear/load").status_code == 200
+        assert server._serving._app.repository.get("linear") is not before
+        labels = 'model="linear",version="1"'
+        assert f"shipline_model_ready{{{labels}}} 1.0" in metrics(server.url)
+        assert 'shipline_model_bytes{model="linear",of="memory",version="1"} 0.0' not in metrics(server.url)
+        assert web.post(f"{server.url}/v2/repository/models/linear/unload").status_code == 200
+        assert f"shipline_model_ready{{{labels}}} 0.0" in metrics(server.url)
+        assert 'shipline_model_bytes{model="linear",of="memory",version="1"} 0.0' in metrics(server.url)
 
 
 def test_the_limit_is_for_all_together() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from serving import GRAPHS, connect, gated, post, publish_identity, receive, reg
 
 from shipline.errors import ConfigError, MissingExtraError
 from shipline.serve.hosting import open_tracing
-from shipline.serve.server import BackgroundServer, Serving
+from shipline.serve.server import BackgroundServer, check
 from shipline.serve.settings import ServerSettings
 
 INFER = "/v2/models/linear/infer"
@@ -63,7 +64,8 @@ def test_every_way_continues_the_trace_of_its_sender(collector: Collector, tmp_p
     assert {span.resource["service.name"] for span in good} == {"shipline"}
     assert collector.paths == {"/v1/traces"}
     assert good[0].attributes["url.path"] == INFER
-    assert sum(span.attributes.get("shipline.request.id") == "mine" for span in good) == 6
+    assert [span.attributes.get("shipline.request.id") for span in good].count("mine") == 6
+    assert sum("shipline.request.id" in span.attributes for span in good) == 6  # and no empty one
     assert call.attributes["rpc.response.status_code"] == "OK"
     assert (bad.trace == TRACE, bad.parent, bad.attributes["http.response.status_code"]) == (False, "", 400)
     assert bad.span.status.code == 0  # it is the sender's mistake
@@ -156,11 +158,16 @@ def test_what_the_environment_says(monkeypatch: pytest.MonkeyPatch, variables: d
 
 
 def test_what_is_said_of_a_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"otel is localhost:4318; give the collector's URL, such as http://"):
-        Serving("nowhere", port=0, settings=ServerSettings(otel="localhost:4318"))
+    for wrong in ("localhost:4318", "ftp://localhost", "http://", "http://[::1", "http://localhost:port"):
+        with pytest.raises(
+            ConfigError, match=rf"otel is {re.escape(wrong)}; give the collector's URL, such as http://"
+        ):
+            ServerSettings(otel=wrong)
     monkeypatch.delitem(sys.modules, "shipline.serve.tracing", raising=False)
     monkeypatch.setitem(sys.modules, "opentelemetry.context", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'shipline\[otel\]'"):
         open_tracing("http://localhost:4318")
+    with pytest.raises(MissingExtraError, match=r"pip install 'shipline\[otel\]'"):  # `shipline up` trains after this
+        check(ServerSettings(otel="http://localhost:4318"), ())
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://localhost:4318")
     assert open_tracing(None) is None  # whoever set it may have meant others

@@ -31,7 +31,7 @@ from torch.optim.lr_scheduler import (
 from training import Mlp, Scripted, new_trainer, numbers, on_hook, same_weights, train_loader, val_loader
 
 import shipline as sl
-from shipline.checkpoint import STATE, STATE_TENSORS, WEIGHTS, Checkpoint, open_checkpoint
+from shipline.checkpoint import STATE, STATE_TENSORS, WEIGHTS, open_checkpoint
 from shipline.errors import ConfigError, IntegrityError, NotFoundError, SchemaError, TrainingError
 from shipline.store import open_store
 from shipline.train import Callback, Module
@@ -559,12 +559,3 @@ def test_a_failed_save_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"state\.callbacks\.\S*Careless\.object is a Thing"):
         new_trainer(tmp_path, max_epochs=1, callbacks=Careless()).fit(Scripted(), numbers(1))
     assert open_store(str(tmp_path / "scripted" / "version_0" / "checkpoints")).list() == []
-
-
-def test_a_checkpoint_is_fetched_at_once(url: str) -> None:
-    """Its files come through the local cache where the store is remote."""
-    checkpoint = train(url).checkpoint
-    assert isinstance(checkpoint, Checkpoint)
-    checkpoint.prefetch()
-    assert checkpoint.read(WEIGHTS) == checkpoint.read(WEIGHTS)
-    assert set(safetensors.torch.load(checkpoint.read(WEIGHTS))) == set(Mlp().state_dict())

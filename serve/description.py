@@ -53,7 +53,7 @@ def model_config(model: ServedModel) -> dict[str, Any]:
         "max_batch_size": serving.max_batch_size,
         "input": [_configured(spec) for spec in manifest.signature.inputs],
         "output": [_configured(spec) for spec in manifest.signature.outputs],
-        "instance_group": [{"name": manifest.name, "kind": "KIND_CPU", "count": model.instances}],
+        "instance_group": [{"name": manifest.name, "kind": _kind(model), "count": model.instances}],
         "dynamic_batching": {
             "preferred_batch_size": [model.batch_size],
             "max_queue_delay_microseconds": round(model.batch_delay_s * 1e6),
@@ -77,6 +77,10 @@ def repository_index(repository: Repository, *, ready: bool) -> list[dict[str, s
 
 def _platform(model: ServedModel) -> str:
     return f"{model.manifest.backend}_{model.manifest.model_file.rpartition('.')[2]}"
+
+
+def _kind(model: ServedModel) -> str:
+    return "KIND_CPU" if model.device == "cpu" else "KIND_GPU"
 
 
 def _tensor(spec: TensorSpec) -> dict[str, Any]:

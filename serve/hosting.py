@@ -32,6 +32,7 @@ class Hosting:
         tracing: tells what became of each request; None is nobody.
         memory: counts what they take, and limits it.
         batch_delay_s: seconds that a batch which is not full waits for more.
+        device: what computes, where a model's backend can.
     """
 
     metrics: Metrics = field(default_factory=Metrics)
@@ -39,6 +40,7 @@ class Hosting:
     tracing: Tracing | None = None
     memory: Memory = field(default_factory=Memory)
     batch_delay_s: float = 0.0
+    device: str = "cpu"
 
 
 def open_tracing(url: str | None) -> Tracing | None:

@@ -31,13 +31,20 @@ WAIT_S = 30.0
 CLOSE_S = 5.0
 
 
-def backend_class(name: str) -> type[Backend]:
+def backend_class(name: str, device: str = "cpu") -> type[Backend]:
     """Return the class that serves files for this backend; of one that runs code, an isolated one.
+
+    Args:
+        name: the backend that the file was proved with.
+        device: one of DEVICES; where this backend cannot compute on it, the CPU does.
 
     Raises:
         UnknownNameError: no such backend.
         MissingExtraError: what it needs is not installed.
     """
+    there = f"{name}-{device}"
+    if there in plugins.known("backend"):
+        name = there
     if name in RUN_CODE:  # said there, so that the server need not import torch to know it
         return isolated(plugins.BUILT_IN["backend"][name])
     found: type[Backend] = plugins.load("backend", name)

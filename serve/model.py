@@ -95,7 +95,7 @@ class ServedModel:
     @classmethod
     def _open(cls, artifact: Artifact, example: Example, hosting: Hosting) -> ServedModel:
         manifest = artifact.manifest
-        chosen = backend_class(manifest.backend)
+        chosen = backend_class(manifest.backend, hosting.device)
         hosting.trust.check(artifact, chosen)
         processing = Processing.from_json(artifact.read(PROCESSING)) if PROCESSING in artifact else None
         graph = artifact.read(manifest.model_file)
@@ -144,6 +144,11 @@ class ServedModel:
     def version(self) -> str:
         """The version's number."""
         return self.manifest.version
+
+    @property
+    def device(self) -> str:
+        """What it computes on."""
+        return self._backend.device
 
     @property
     def available(self) -> bool:

@@ -260,6 +260,7 @@ def _hosting(settings: ServerSettings, trust: Trust) -> Hosting:
         tracing=open_tracing(settings.otel),
         memory=Memory(limit),
         batch_delay_s=settings.batch_delay_ms / 1e3,
+        device=settings.device,
     )
 
 

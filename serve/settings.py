@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from shipline.errors import ConfigError
+from shipline.backends import DEVICES
+from shipline.errors import ConfigError, unknown_name
 from shipline.store import redact
 
 
@@ -61,6 +62,7 @@ class ServerSettings:
             OpenTelemetry's environment variables, if there is one.
         batch_delay_ms: milliseconds that a batch which is not full waits for more requests. By default none: a free
             backend takes at once what is there.
+        device: what computes: "cpu", or "cuda" or "tensorrt" for the models that onnxruntime serves.
         memory_mib: MiB that the models of a process may take together; a load beyond is refused.
         limits: how long and how much a client may take.
     """
@@ -73,6 +75,7 @@ class ServerSettings:
     health_port: int | None = None
     otel: str | None = None
     batch_delay_ms: float = 0.0
+    device: str = "cpu"
     memory_mib: float | None = None
     limits: Limits = Limits()
 
@@ -86,6 +89,8 @@ class ServerSettings:
             raise ConfigError(f"batch_delay_ms is {self.batch_delay_ms}; choose one from 0 to 1000.")
         if self.memory_mib is not None and not self.memory_mib > 0:
             raise ConfigError(f"memory_mib is {self.memory_mib}; choose one above 0.")
+        if self.device not in DEVICES:
+            raise unknown_name("device", self.device, DEVICES)
         if isinstance(self.allowed_hosts, str):
             raise ConfigError(
                 f"allowed_hosts is {self.allowed_hosts!r}; give a list, such as [{self.allowed_hosts!r}]."

@@ -29,6 +29,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
     "backend": {
         "aotinductor": "shipline.backends.aotinductor:AotInductorBackend",
         "onnxruntime": "shipline.backends.onnx:OnnxBackend",
+        "onnxruntime-cuda": "shipline.backends.onnx_gpu:CudaBackend",
+        "onnxruntime-tensorrt": "shipline.backends.onnx_gpu:TensorRtBackend",
         "openvino": "shipline.backends.openvino:OpenVinoBackend",
         "torch-export": "shipline.backends.exported:ExportedBackend",
         "torchscript": "shipline.backends.torchscript:TorchScriptBackend",

@@ -12,3 +12,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # Those of ours with `Backend.runs_code`. Servers have them in processes of their own, and need not import them to know.
 RUN_CODE = frozenset({"aotinductor", "torch-export", "torchscript"})
+
+# What a server may be told to compute on. A backend named `<backend>-<device>` computes there what `<backend>` does on
+# the CPU; where there is none, the CPU does.
+DEVICES = ("cpu", "cuda", "tensorrt")

@@ -20,6 +20,8 @@ class Backend(ABC):
     model_file: ClassVar[str] = "model.onnx"
     #: Whether such a file can do more than compute: a server then loads it only from where its operator trusts it.
     runs_code: ClassVar[bool] = False
+    #: What it computes on.
+    device: ClassVar[str] = "cpu"
 
     @classmethod
     @abstractmethod

@@ -24,18 +24,24 @@ class OnnxBackend(Backend):
     @classmethod
     def load(cls, model: bytes, settings: ServingSettings) -> Self:
         """Return a session for the graph; it needs no other file."""
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = min(settings.threads, cores())
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # its errors are raised; to write them, too, it would wait for who reads them
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        return cls(onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"]))
+        providers = ["CPUExecutionProvider"]
+        return cls(onnxruntime.InferenceSession(model, session_options(settings), providers=providers))
 
     def run(self, inputs: Arrays) -> Arrays:
         """Return the outputs by name; text as Python's."""
         if self._texts:
             inputs = inputs | {name: _decoded(name, inputs[name]) for name in self._texts}
         return dict(zip(self._names, self._session.run(self._names, inputs), strict=True))
+
+
+def session_options(settings: ServingSettings) -> onnxruntime.SessionOptions:
+    """Return what every session of ours is opened with."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = min(settings.threads, cores())
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # its errors are raised; to write them, too, it would wait for who reads them
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
 
 
 def _decoded(name: str, array: np.ndarray) -> np.ndarray:

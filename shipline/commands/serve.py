@@ -119,6 +119,12 @@ def _add_safety(parser: ArgumentParser, limits: Any) -> None:
         help="Milliseconds that a batch which is not full waits for more requests. By default none.",
     )
     parser.add_argument(
+        "--device",
+        type=str,
+        default="cpu",
+        help="What computes: cpu, or cuda or tensorrt for the models that onnxruntime serves (with onnxruntime-gpu).",
+    )
+    parser.add_argument(
         "--memory-mib", type=float, help="MiB that the models of a process may take together; more is not loaded."
     )
     parser.add_argument("--limits", type=limits, default=limits(), help="How long and how much a client may take.")

@@ -18,7 +18,7 @@ WEB = ("fastapi", "starlette", "uvicorn")
 FORBIDDEN: dict[str, dict[str, tuple[str, ...]]] = {
     "shipline": {
         **dict.fromkeys((*ML, *WEB), ()),
-        "onnxruntime": ("shipline.backends.onnx", "shipline.backends.examination"),
+        "onnxruntime": ("shipline.backends.onnx", "shipline.backends.onnx_gpu", "shipline.backends.examination"),
         "openvino": ("shipline.backends.openvino",),
         "torch": tuple(f"shipline.backends.{name}" for name in ("aotinductor", "exported", "torch", "torchscript")),
         **dict.fromkeys(PARTS, ("shipline", "shipline.compose", "shipline.commands")),

@@ -16,6 +16,7 @@ from serving import GRAPHS, check_error, infer, publish_identity, register_doubl
 
 import shipline as sl
 from shipline.artifact import find_artifact
+from shipline.backends.onnx_gpu import CudaBackend
 from shipline.errors import ConfigError, ServingError
 from shipline.serve.hosting import Hosting
 from shipline.serve.memory import Memory, resident
@@ -128,11 +129,25 @@ def test_the_delay_is_told(repository: Path) -> None:
         infer(server.url)
 
 
+@pytest.mark.parametrize(("device", "kind"), [("cpu", "KIND_CPU"), ("cuda", "KIND_GPU")])
+def test_models_are_where_the_operator_says(
+    repository: Path, device: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the CPU in the place of the GPU, all but what computes is the same."""
+    monkeypatch.setattr(CudaBackend, "_providers", lambda *_: ["CPUExecutionProvider"])
+    monkeypatch.setattr(CudaBackend, "provider", "CPUExecutionProvider")
+    monkeypatch.setattr(CudaBackend, "memory", "cpu")
+    with BackgroundServer(str(repository), settings=sl.ServerSettings(device=device)) as server:
+        assert web.get(f"{server.url}/v2/models/linear/config").json()["instance_group"][0]["kind"] == kind
+        infer(server.url)
+
+
 @pytest.mark.parametrize(
     ("setting", "says"),
     [
         ({"batch_delay_ms": -1.0}, "batch_delay_ms is -1.0; choose one from 0 to 1000"),
         ({"batch_delay_ms": 1e6}, "choose one from 0 to 1000"),
+        ({"device": "cuda:1"}, "Unknown device 'cuda:1'. Did you mean 'cuda'"),
         ({"memory_mib": 0.0}, "memory_mib is 0.0; choose one above 0"),
     ],
 )

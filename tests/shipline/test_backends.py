@@ -24,9 +24,10 @@ from shipline.backends.aotinductor import AotInductorBackend
 from shipline.backends.base import Backend
 from shipline.backends.exported import ExportedBackend
 from shipline.backends.onnx import OnnxBackend
+from shipline.backends.onnx_gpu import BoundOnnxBackend, CudaBackend, TensorRtBackend, batch_profile
 from shipline.backends.openvino import OpenVinoBackend
 from shipline.backends.torchscript import TorchScriptBackend
-from shipline.errors import InputError, SignatureError, UnknownNameError
+from shipline.errors import ConfigError, InputError, SignatureError, UnknownNameError
 
 
 class TestIdentity(BackendConformance):
@@ -53,6 +54,46 @@ class TestOnnx(BackendConformance):
     def case(self, request: pytest.FixtureRequest) -> Case:
         graph: artifacts.Graph = getattr(artifacts, request.param)()
         return Case(graph.model, INPUTS[request.param], graph.function, POISON_INPUTS[request.param])
+
+
+class BoundToMemory(BoundOnnxBackend):
+    """Tensors bound to a device's memory, where the device is the CPU: as on a GPU, but for what computes."""
+
+    provider = "CPUExecutionProvider"
+    memory = "cpu"
+
+
+class TestBoundOnnx(TestOnnx):
+    backend_class = BoundToMemory
+
+
+@pytest.mark.skipif("CUDAExecutionProvider" not in onnxruntime.get_available_providers(), reason="needs a GPU")
+class TestCuda(TestOnnx):
+    backend_class = CudaBackend
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+@pytest.mark.parametrize("backend_class", [CudaBackend, TensorRtBackend])
+@pytest.mark.parametrize("provider", ["NoExecutionProvider", "OpenVINOExecutionProvider"])
+def test_a_device_that_is_not_here_is_not_made_up_for_by_another(
+    backend_class: type[BoundOnnxBackend], provider: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """onnxruntime would go on without a word on the CPU, where it was asked for a device that it cannot start."""
+    monkeypatch.setattr(backend_class, "provider", provider)
+    if provider.startswith("OpenVINO"):  # as an onnxruntime-gpu without a GPU has it
+        monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [provider, "CPUExecutionProvider"])
+    says = "is there a GPU" if provider.startswith("OpenVINO") else "Install onnxruntime-gpu in its place"
+    with pytest.raises(ConfigError, match=says):
+        backend_class.load(artifacts.linear().model, ServingSettings())
+
+
+def test_an_engine_is_built_for_every_batch_up_to_the_largest() -> None:
+    settings = ServingSettings(max_batch_size=32, preferred_batch_size=8)
+    assert batch_profile(artifacts.masked().model, settings) == {
+        "trt_profile_min_shapes": "ids:1x3,keep:1x3",
+        "trt_profile_opt_shapes": "ids:8x3,keep:8x3",
+        "trt_profile_max_shapes": "ids:32x3,keep:32x3",
+    }
 
 
 class TestOpenVino(BackendConformance):

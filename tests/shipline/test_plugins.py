@@ -29,7 +29,7 @@ def test_an_unknown_name_suggests_the_nearest_and_lists_the_known() -> None:
         load("backend", "onnxruntme")
     assert str(caught.value) == (
         "Unknown backend 'onnxruntme'. Did you mean 'onnxruntime'? "
-        "Known: aotinductor, onnxruntime, openvino, torch-export, torchscript."
+        "Known: aotinductor, onnxruntime, onnxruntime-cuda, onnxruntime-tensorrt, openvino, torch-export, torchscript."
     )
 
 

@@ -1,8 +1,7 @@
 """A checkpoint: the weights of a module and the state of the run that trained it, as one committed directory.
 
 Reading one cannot run code: the weights are safetensors (one file, or one of each worker and an index), the state is
-safetensors and JSON, the class is named but
-never imported from here; whoever rebuilds the module says which class it is.
+safetensors and JSON, the class is named but never imported from here; whoever rebuilds the module says which it is.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ class Checkpoint(Committed[CheckpointManifest]):
         Raises:
             IntegrityError: the file is damaged.
         """
-        data = assemble(self.index(WEIGHTS_INDEX), self.read) if self.is_sharded else self.read(WEIGHTS)
+        data = assemble(self.index(WEIGHTS_INDEX), self.read, str(self)) if self.is_sharded else self.read(WEIGHTS)
         try:
             tensors = parse(data)
             return tensors | {name: tensors[source] for name, source in self.manifest.tied_weights.items()}

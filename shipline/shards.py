@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, RootModel, ValidationError
@@ -18,6 +19,9 @@ _BYTES = {
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1, "C64": 8, "I64": 8, "I32": 4, "I16": 2,
     "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
 }  # fmt: skip
+
+
+_INSTEAD = "Do not use this checkpoint: take one that was committed before it, or train again."
 
 
 class Part(BaseModel):
@@ -31,7 +35,12 @@ class Part(BaseModel):
 
     def key(self, name: str) -> str:
         """Return its name in the file."""
-        return f"{name}@{','.join(map(str, self.offsets))}"
+        return part_key(name, self.offsets)
+
+
+def part_key(name: str, offsets: Sequence[int]) -> str:
+    """Return what a tensor's part that begins there is called in its file."""
+    return f"{name}@{','.join(map(str, offsets))}"
 
 
 class Spread(BaseModel):
@@ -43,8 +52,8 @@ class Spread(BaseModel):
     shape: tuple[int, ...]
     parts: list[Part] = Field(min_length=1)
 
-    def check(self, name: str) -> None:
-        """Raise IntegrityError unless the parts lie in the tensor and are as many numbers as it has."""
+    def check(self, name: str, where: str) -> None:
+        """Raise IntegrityError, which names the file `where`, unless the parts can be all there is of the tensor."""
         inside = all(
             len(part.offsets) == len(part.sizes) == len(self.shape)
             and all(
@@ -53,11 +62,13 @@ class Spread(BaseModel):
             )
             for part in self.parts
         )
+        starts = [part.offsets for part in self.parts if math.prod(part.sizes)]
         have = sum(math.prod(part.sizes) for part in self.parts)
-        if self.dtype not in _BYTES or not inside or have != math.prod(self.shape):
+        alone = len(set(starts)) == len(starts)
+        if self.dtype not in _BYTES or not inside or not alone or have != math.prod(self.shape):
             raise IntegrityError(
-                f"The index says of {name!r} ({self.dtype}, {list(self.shape)}) what cannot be: its parts have {have} "
-                "numbers or lie outside. Do not use the checkpoint, train again."
+                f"{where} says of {name!r} ({self.dtype}, {list(self.shape)}) what cannot be: its {len(self.parts)} "
+                f"parts have {have} numbers, or lie outside or over each other. {_INSTEAD}"
             )
 
 
@@ -70,18 +81,21 @@ class ShardIndex(RootModel[dict[str, Spread]]):
         try:
             index = cls.model_validate_json(data)
         except ValidationError as error:
-            raise IntegrityError(f"{where} is no index of shards: {error.errors()[0]['msg']}.") from error
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
+            raise IntegrityError(f"{where} is no index of shards: {place}: {first['msg']}. {_INSTEAD}") from error
         for name, tensor in index.root.items():
-            tensor.check(name)
+            tensor.check(name, where)
         return index
 
 
-def assemble(index: ShardIndex, read: Callable[[str], bytes]) -> bytes:
+def assemble(index: ShardIndex, read: Callable[[str], bytes], where: str) -> bytes:
     """Return one safetensors file of all tensors, whole.
 
     Args:
         index: of the parts.
         read: returns a file's bytes.
+        where: the files lie, for messages.
 
     Raises:
         IntegrityError: a file does not hold what the index says.
@@ -97,7 +111,7 @@ def assemble(index: ShardIndex, read: Callable[[str], bytes]) -> bytes:
     whole[: 8 + len(text)] = np.frombuffer(len(text).to_bytes(8, "little") + text, np.uint8)
     body = whole[8 + len(text) :]
     for file in sorted({part.file for tensor in index.root.values() for part in tensor.parts}):
-        found = _File(file, read(file))
+        found = _File(f"{where}/{file}", read(file))
         for name, tensor in index.root.items():
             start, stop = entries[name]["data_offsets"]
             target = body[start:stop].reshape(*tensor.shape, _BYTES[tensor.dtype])
@@ -111,19 +125,28 @@ def assemble(index: ShardIndex, read: Callable[[str], bytes]) -> bytes:
 class _File:
     """A safetensors file in memory."""
 
-    def __init__(self, name: str, data: bytes) -> None:
-        self._name = name
+    def __init__(self, where: str, data: bytes) -> None:
+        self._where = where
         try:
             length = int.from_bytes(data[:8], "little")
-            self._entries = json.loads(data[8 : 8 + length])
+            self._entries: dict[str, Any] = dict(json.loads(data[8 : 8 + length]))
             self._body = np.frombuffer(data, np.uint8, offset=8 + length)
-        except ValueError as error:
-            raise IntegrityError(f"{name} is no safetensors file: {error}.") from error
+        except (ValueError, TypeError, RecursionError) as error:
+            raise IntegrityError(
+                f"{where} has {len(data)} bytes and is no safetensors file: {error}. {_INSTEAD}"
+            ) from error
 
     def part(self, key: str, dtype: str, sizes: tuple[int, ...]) -> np.ndarray:
         """Return a part as bytes, in the shape of the part and one dimension more."""
-        entry = self._entries.get(key)
-        if entry is None or entry["dtype"] != dtype or tuple(entry["shape"]) != sizes:
-            raise IntegrityError(f"{self._name} does not hold {key!r} as the index says. Do not use it, train again.")
-        start, stop = entry["data_offsets"]
-        return self._body[start:stop].reshape(*sizes, _BYTES[dtype])
+        found = "nothing of that name"
+        try:
+            entry = self._entries[key]
+            found = f"{entry['dtype']}, {entry['shape']} at {entry['data_offsets']}"
+            start, stop = entry["data_offsets"]
+            if (entry["dtype"], tuple(entry["shape"])) == (dtype, sizes):
+                return self._body[start:stop].reshape(*sizes, _BYTES[dtype])
+        except (KeyError, TypeError, ValueError):  # the file does not say, or has fewer bytes than it says
+            pass
+        raise IntegrityError(
+            f"{self._where} does not hold {key!r} as the index says, {dtype}, {list(sizes)}; it has {found}. {_INSTEAD}"
+        )

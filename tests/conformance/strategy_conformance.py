@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader
-from training import Mlp, bare_trainer, rows
+from training import Mlp, StepsByHand, bare_trainer, rows
 
 from shipline.errors import ConfigError
 from shipline.train import loops
@@ -21,18 +21,8 @@ from shipline.train.strategies import Strategy
 Gradients = list[torch.Tensor]
 
 
-class ByHand(Mlp):
+class ByHand(StepsByHand, Mlp):
     """Mlp with its backward pass inside the training step."""
-
-    automatic_optimization = False
-
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
-        loss = super().training_step(batch, batch_idx)
-        self.manual_backward(loss)
-        optimizer.step()
-        return loss
 
 
 class StrategyConformance:

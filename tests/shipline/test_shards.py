@@ -41,7 +41,7 @@ def in_parts() -> tuple[dict[str, Any], dict[str, bytes]]:
 
 
 def made(index: dict[str, Any], files: dict[str, bytes]) -> bytes:
-    return assemble(ShardIndex.parse(json.dumps(index).encode(), "weights.index.json"), files.__getitem__)
+    return assemble(ShardIndex.parse(json.dumps(index).encode(), "weights.index.json"), files.__getitem__, "run")
 
 
 def test_the_whole_is_made_of_its_parts() -> None:
@@ -67,16 +67,34 @@ def _change(path: list[Any], value: Any) -> Callable[[dict[str, Any], dict[str, 
     ("damage", "message"),
     [
         (_change(["matrix", "parts"], []), "no index of shards"),
-        (_change(["matrix", "parts", 0, "sizes"], [2, 3]), r"'matrix' .* what cannot be: its parts have 12 numbers"),
+        (
+            _change(["matrix", "parts", 0, "sizes"], [2, 3]),
+            r"^weights\.index\.json says of 'matrix' \(F32, \[5, 3\]\) what cannot be: its 3 parts have 12 numbers",
+        ),
         (_change(["matrix", "parts", 0, "offsets"], [-1, 0]), "what cannot be"),
         (_change(["matrix", "parts", 0, "offsets"], [3, 0]), "what cannot be"),
         (_change(["matrix", "parts", 0, "offsets"], [0]), "what cannot be"),
         (_change(["matrix", "shape"], [5, 2**62]), "what cannot be"),
         (_change(["matrix", "dtype"], "F128"), "what cannot be"),
-        (_change(["matrix", "dtype"], "I32"), "a does not hold 'matrix@0,0' as the index says"),
-        (_change(["count", "parts", 0, "file"], "b"), "b does not hold 'count@'"),
-        (lambda _index, files: files.update(a=b"\x00" * 4), "a is no safetensors file"),
-        (lambda _index, files: files.update(a=files["a"][:8] + b"{" * 100), "a is no safetensors file"),
+        (
+            _change(["matrix", "dtype"], "I32"),
+            r"run/a does not hold 'matrix@0,0' as the index says, I32, \[3, 3\]; it has F32, \[3, 3\] at ",
+        ),
+        (_change(["matrix", "parts", 2], {"file": "b", "offsets": [3, 0], "sizes": [2, 1]}), "over each other"),
+        (
+            _change(["count", "parts", 0, "file"], "b"),
+            "run/b does not hold 'count@' as the index says, I64, \\[\\]; it has nothing of that name. Do not use this",
+        ),
+        (lambda _index, files: files.update(a=b"\x00" * 4), "run/a has 4 bytes and is no safetensors file"),
+        (
+            lambda _index, files: files.update(a=files["a"][:8] + b"{" * 100),
+            "run/a has 108 bytes and is no safetensors",
+        ),
+        (lambda _index, files: files.update(a=files["a"][:-20]), "run/a does not hold 'none@0,0'|'count@'|'matrix"),
+        (
+            lambda _index, files: files.update(a=b"\x02" + b"\x00" * 7 + b"[]"),
+            "does not hold 'matrix@0,0' .* it has nothing",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(damage: Callable[..., None], message: str) -> None:

@@ -163,6 +163,20 @@ def on_hook(name: str, function: Callable[..., Any]) -> sl.Callback:
     return callback
 
 
+class StepsByHand(sl.Module):
+    """Before a module with a training step: what the loop does for it otherwise, done inside the step."""
+
+    automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        loss = super().training_step(batch, batch_idx)
+        self.manual_backward(loss)
+        optimizer.step()
+        return loss
+
+
 class Counting(Mlp):
     """Counts the rows of validation, and those that it has right: sums that must be exact."""
 

@@ -13,7 +13,7 @@ import torch._dynamo
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from training import Mlp, bare_trainer, new_trainer, rows, same_weights, train_loader, val_loader
+from training import Mlp, StepsByHand, bare_trainer, new_trainer, rows, same_weights, train_loader, val_loader
 
 import shipline as sl
 from shipline.errors import ConfigError
@@ -147,16 +147,8 @@ def test_other_stages_are_compiled(stage: str, inference_mode: bool) -> None:
     torch.testing.assert_close(found, plain)
 
 
-class ByHand(Mlp):
-    automatic_optimization = False
-
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
-        loss = super().training_step(batch, batch_idx)
-        self.manual_backward(loss)
-        optimizer.step()
-        return loss
+class ByHand(StepsByHand, Mlp):
+    """With its backward pass inside the training step."""
 
 
 @pytest.mark.parametrize(

@@ -9,24 +9,24 @@ from typing import Any
 import pytest
 import torch
 from torch.nn import functional as F
-from training import Mlp, bare_trainer, new_trainer, on_hook, rows, same_weights, train_loader, val_loader
+from training import (
+    Mlp,
+    StepsByHand,
+    bare_trainer,
+    new_trainer,
+    on_hook,
+    rows,
+    same_weights,
+    train_loader,
+    val_loader,
+)
 
 import shipline as sl
 from shipline.errors import ConfigError, TrainingError
 
 
-class Manual(Mlp):
+class Manual(StepsByHand, Mlp):
     """What Mlp does, by hand."""
-
-    automatic_optimization = False
-
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
-        loss = super().training_step(batch, batch_idx)
-        self.manual_backward(loss)
-        optimizer.step()
-        return loss
 
 
 def fitted(cls: type[Mlp], module: Mlp | None = None, batch_size: int = 32, **options: Any) -> tuple[Mlp, sl.Trainer]:

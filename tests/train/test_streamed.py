@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import tarfile
 from functools import cache
@@ -19,7 +20,7 @@ from torch.utils.data import DataLoader
 from training import Mlp, new_trainer, same_weights
 
 import shipline as sl
-from shipline.errors import ConfigError, NotFoundError
+from shipline.errors import ConfigError, NotFoundError, StoreError
 from shipline.store import open_store
 from shipline.train import StreamedRows
 from shipline.train.data.sharding import shard
@@ -179,6 +180,48 @@ def test_what_is_wrong_is_said(url: str) -> None:
     for act, kind, message in cases:
         with pytest.raises(kind, match=message):
             act()  # type: ignore[no-untyped-call]
+
+
+def flipped(data: bytes) -> bytes:
+    """With its middle damaged."""
+    half = len(data) // 2
+    return data[:half] + bytes(byte ^ 0xFF for byte in data[half : half + 64]) + data[half + 64 :]
+
+
+COMPRESSED = gzip.compress(archive(range(20)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("cut.tar", archive(range(20))[:-12_000]),
+        ("cut.tgz", COMPRESSED[:-1000]),
+        ("flipped.tar.gz", flipped(COMPRESSED)),
+        ("none.tgz", b"no archive" * 100),
+        ("cut.parquet", table(range(20))[:-100]),
+        ("flipped.parquet", flipped(table(range(20)))),
+        ("empty.parquet", b""),
+    ],
+)
+def test_a_damaged_file_is_named(url: str, name: str, content: bytes) -> None:
+    store = open_store(url)
+    store.write(f"damaged/{name}", content)
+    with pytest.raises(ConfigError) as caught:
+        list(StreamedRows(f"{url}/damaged/{name}"))
+    kind = "Parquet file" if name.endswith("parquet") else "tar archive"
+    assert f"damaged/{name} is damaged, or no {kind}: " in str(caught.value)
+    assert str(caught.value).endswith(". Write it again, or take it out of the directory.")
+
+
+def test_a_store_that_cannot_be_read_is_no_damage(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: Any) -> bytes:
+        raise StoreError("the store is away")
+
+    for directory in ("tars", "tables"):
+        with monkeypatch.context() as patch:
+            patch.setattr(type(open_store(url)), "read", refuse)
+            with pytest.raises(StoreError, match="the store is away"):
+                list(StreamedRows(f"{url}/{directory}"))
 
 
 def test_a_loader_is_shared_by_its_dataset(url: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any
 
 import torch
@@ -55,23 +56,21 @@ def load_named(
         ConfigError: they are others.
     """
     names: dict[torch.Tensor, str] = {parameter: name for name, parameter in module.named_parameters()}
+    targets: Tensors = {}
+    states: list[dict[int, dict[str, Any]]] = []
     for number, (optimizer, state) in enumerate(zip(optimizers, saved, strict=True)):
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         have = [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
         if have != [group["params"] for group in state["param_groups"]]:
             raise ConfigError(f"the optimizer {number} has other parameters than the checkpoint's, or in other groups")
         filled = [_of_parameter(number, names[p], p, state["numbers"], index) for p in parameters]
-        targets = {key: tensor for tensors, _ in filled for key, tensor in tensors.items()}
-        read_shards(checkpoint, index, targets)
-        ids = iter(range(len(parameters)))
-        optimizer.load_state_dict(
-            {
-                "state": {place: own for place, (_, own) in enumerate(filled) if own},
-                "param_groups": [
-                    {**group, "params": [next(ids) for _ in group["params"]]} for group in state["param_groups"]
-                ],
-            }
-        )
+        targets |= {key: tensor for tensors, _ in filled for key, tensor in tensors.items()}
+        states.append({place: own for place, (_, own) in enumerate(filled) if own})
+    read_shards(checkpoint, index, targets)
+    for optimizer, state, own in zip(optimizers, saved, states, strict=True):
+        ids = count()
+        groups = [{**group, "params": [next(ids) for _ in group["params"]]} for group in state["param_groups"]]
+        optimizer.load_state_dict({"state": own, "param_groups": groups})
 
 
 def _of_parameter(

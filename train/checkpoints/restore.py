@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from shipline.checkpoint import STATE, STATE_TENSORS, Checkpoint, checkpoints_beside, open_checkpoint
 from shipline.errors import ConfigError, IntegrityError, NotFoundError
 from shipline.train.checkpoints.tree import decode_tree, read_tensors
-from shipline.train.checkpoints.weights import load_weights
+from shipline.train.checkpoints.weights import load_weights, load_whole
 from shipline.train.hooks import overrides
 from shipline.train.metrics.objects import load_metric_states
 from shipline.train.strategies.tensors import spread_like
@@ -107,7 +107,7 @@ def load_module(module: Module, checkpoint: Checkpoint, strict: bool = True) -> 
         IntegrityError: it is damaged, or not of this module.
     """
     own = read_state(checkpoint)["module"] if overrides(module, "on_load_checkpoint") and STATE in checkpoint else {}
-    load_weights(module, checkpoint, module.on_load_checkpoint, own, strict)
+    load_weights(module, checkpoint, module.on_load_checkpoint, own, strict, load_whole)
 
 
 def read_state(checkpoint: Checkpoint) -> dict[str, Any]:

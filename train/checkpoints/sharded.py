@@ -104,12 +104,18 @@ def restore_shards(trainer: Trainer, saved: list[dict[str, Any]], checkpoint: Ch
     """
     index = checkpoint.index(STATE_INDEX)
     load_named(trainer.module, trainer.optimizers, saved, checkpoint, index)
-    for name, parameter in trainer.module.named_parameters():
-        if (key := f"gradients/{name}") in index.root:
-            parameter.grad = like(index, key, parameter)
-            read_shards(checkpoint, index, {key: parameter.grad})
+    named = dict(trainer.module.named_parameters())
+    held = {key: name for name in named if (key := _gradient_key(name)) in index.root and not named[name].is_meta}
+    gradients = {key: like(index, key, named[name]) for key, name in held.items()}
+    read_shards(checkpoint, index, gradients)
+    for key, name in held.items():
+        named[name].grad = gradients[key]
 
 
 def _gradients(module: nn.Module) -> dict[str, torch.Tensor]:
     named = module.named_parameters()
-    return {f"gradients/{name}": parameter.grad for name, parameter in named if parameter.grad is not None}
+    return {_gradient_key(name): parameter.grad for name, parameter in named if parameter.grad is not None}
+
+
+def _gradient_key(name: str) -> str:
+    return f"gradients/{name}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from typing import cast
 
 import safetensors.torch
@@ -20,11 +19,11 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import SavePlan
+from torch.distributed.checkpoint.planner import ReadItem, SavePlan
 
 from shipline.checkpoint import Checkpoint
 from shipline.errors import IntegrityError
-from shipline.shards import Part, ShardIndex, Spread
+from shipline.shards import Part, ShardIndex, Spread, part_key
 from shipline.train.checkpoints.tree import DTYPES, Tensors, storable
 from shipline.train.strategies import Strategy
 
@@ -59,8 +58,8 @@ class Shares:
         assert self._own is not None
         parts = {}
         for item in self._own.items:
-            part = Part(file="", offsets=tuple(item.index.offset or ()), sizes=())
-            parts[part.key(item.index.fqn)] = storable(cast(torch.Tensor, planner.resolve_data(item)), item.index.fqn)
+            name, tensor = item.index.fqn, cast(torch.Tensor, planner.resolve_data(item))
+            parts[part_key(name, item.index.offset or ())] = storable(tensor, name)
         return parts, self._index
 
     def file(self, rank: int, world_size: int) -> str:
@@ -91,6 +90,8 @@ def _index(plans: list[SavePlan], metadata: Metadata, stem: str) -> ShardIndex:
 def read_shards(checkpoint: Checkpoint, index: ShardIndex, targets: Mapping[str, torch.Tensor]) -> None:
     """Fill the targets, whole ones or this worker's parts of spread ones, with what the checkpoint holds.
 
+    Each file is read once, and let go of before the next one: give all targets at once.
+
     Raises:
         IntegrityError: it holds no tensor of that name, or one of another shape; or it is damaged.
     """
@@ -101,20 +102,27 @@ def read_shards(checkpoint: Checkpoint, index: ShardIndex, targets: Mapping[str,
     except (RuntimeError, ValueError) as error:
         raise IntegrityError(f"{checkpoint} does not fit: {error}.") from error
 
-    @cache
-    def opened(file: str) -> Tensors:
-        return safetensors.torch.load(checkpoint.read(file))
-
+    files = {part_key(name, part.offsets): part.file for name in targets for part in index.root[name].parts}
+    wanted: dict[str, list[tuple[str, ReadItem]]] = {}
     for item in plan.items:
-        offsets = tuple(item.storage_index.offset or ())
-        part = next(p for p in index.root[item.storage_index.fqn].parts if p.offsets == offsets)
-        try:
-            stored = opened(part.file)[part.key(item.storage_index.fqn)]
-        except (KeyError, safetensors.SafetensorError) as error:
-            raise IntegrityError(f"{checkpoint}/{part.file} is not what its index says: {error}.") from error
-        for dimension, (start, length) in enumerate(zip(item.storage_offsets, item.lengths, strict=True)):
-            stored = stored.narrow(dimension, start, length)
-        planner.resolve_tensor(item).detach().copy_(stored)
+        key = part_key(item.storage_index.fqn, item.storage_index.offset or ())
+        wanted.setdefault(files[key], []).append((key, item))
+    for file, items in wanted.items():
+        _copy(checkpoint, file, items, planner)
+
+
+def _copy(checkpoint: Checkpoint, file: str, items: list[tuple[str, ReadItem]], planner: DefaultLoadPlanner) -> None:
+    """Fill what is wanted of one file."""
+    try:
+        parts = safetensors.torch.load(checkpoint.read(file))
+        found = [(parts[key], item) for key, item in items]
+    except (KeyError, safetensors.SafetensorError) as error:
+        raise IntegrityError(
+            f"{checkpoint}/{file} is not what its index says: {error}. Take a checkpoint that was committed before it."
+        ) from error
+    for part, item in found:
+        box = tuple(slice(o, o + s) for o, s in zip(item.storage_offsets, item.lengths, strict=True))
+        planner.resolve_tensor(item).detach().copy_(part[box])
 
 
 def _metadata(index: ShardIndex) -> Metadata:

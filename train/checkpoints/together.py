@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from shipline.store.commit import fresh_nonce
 from shipline.store.store import Data
 from shipline.train.checkpoints.writer import Writer
 from shipline.train.strategies import Strategy
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -43,14 +46,14 @@ class Together:
     def _write(self, publication: Publication, files: dict[str, Data], meet: Callable[[Any], list[Any]]) -> None:
         own, failure = self._add(publication, files)
         everybody = meet((own, failure))
-        failures = [theirs for _, theirs in everybody if theirs is not None]
-        outcome = failures[0] if failures else None
+        outcome = next((theirs for _, theirs in everybody if theirs is not None), None)
         if self.strategy.rank == 0:
             if outcome is None:
                 for theirs, _ in everybody:
                     publication.include(theirs)
                 outcome = self._tried(lambda: self._finish(publication))
-            publication.__exit__(None, None, None)  # which removes what was not committed
+            left = self._tried(lambda: publication.__exit__(None, None, None))  # removes what was not committed
+            outcome = outcome or left
         outcome = meet(outcome)[0]
         if outcome is not None:
             raise TrainingError(outcome)
@@ -71,9 +74,16 @@ class Together:
             step()
 
     def _tried(self, job: Callable[[], None]) -> str | None:
-        """Do it, however often the store refuses at first; return what went wrong in the end."""
+        """Do it, however often the store refuses at first; return what went wrong in the end, whatever that is.
+
+        The others wait: they must be told, and all fail alike. An error that got past here would end this thread alone.
+        """
         try:
             self.writer.retry(str(self.directory), job)
-        except ShiplineError as error:  # the others wait: they are told, and all fail alike
+        except ShiplineError as error:
             return str(error)
+        except Exception as error:
+            rank = self.strategy.rank
+            logger.exception("Worker %d could not write its part of %s.", rank, self.directory)
+            return f"Worker {rank} could not write its part of {self.directory}: {type(error).__name__}: {error}"
         return None

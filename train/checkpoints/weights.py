@@ -49,8 +49,17 @@ def load_weights(
     on_load: Callable[[dict[str, Any]], Any],
     own: dict[str, Any],
     strict: bool = True,
+    load: Callable[..., Any] | None = None,
 ) -> None:
     """Load the checkpoint's weights into the module, after `on_load` has seen them and what the module `own`s there.
+
+    Args:
+        module: to be loaded.
+        checkpoint: that holds them.
+        on_load: called with the content before.
+        own: what else is in the content.
+        strict: refuse names that are missing or unexpected.
+        load: called with module, weights and `strict`, in place of the module's `load_state_dict`.
 
     Raises:
         IntegrityError: the file is damaged, or names or shapes differ from the module's; the message lists some.
@@ -67,7 +76,10 @@ def load_weights(
             name: spread_like(tensor, have[name]) if name in have and isinstance(tensor, torch.Tensor) else tensor
             for name, tensor in content["state_dict"].items()
         }
-        module.load_state_dict(weights, strict=strict)
+        if load is None:
+            module.load_state_dict(weights, strict=strict)
+        else:
+            load(module, weights, strict=strict)
     except Exception as error:  # whatever a user's own hooks raise
         raise IntegrityError(
             f"The weights of {checkpoint} do not fit {type(module).__name__}: {str(error).strip()[:500]} "
@@ -75,10 +87,31 @@ def load_weights(
         ) from error
 
 
+def load_whole(module: nn.Module, weights: Mapping[str, Any], strict: bool = True) -> None:
+    """Load weights into a module that no strategy has divided.
+
+    One that was made on the meta device takes the tensors themselves: to copy into it would do nothing.
+    """
+    named = dict(module.named_parameters(remove_duplicate=False))
+    if not named or not all(parameter.is_meta for parameter in named.values()):
+        module.load_state_dict(weights, strict=strict)
+        return
+    shared: dict[int, nn.Parameter] = {}  # names of one parameter go on being that
+
+    def taken(name: str, tensor: Any) -> Any:
+        if name not in named or not isinstance(tensor, torch.Tensor):
+            return tensor
+        return shared.setdefault(id(named[name]), nn.Parameter(tensor, requires_grad=False))
+
+    module.load_state_dict({name: taken(name, tensor) for name, tensor in weights.items()}, strict=strict, assign=True)
+
+
 def _weights(module: nn.Module, checkpoint: Checkpoint) -> dict[str, Any]:
     """The checkpoint's weights; where the module and they are both in parts, only this worker's."""
+    if not checkpoint.is_sharded:
+        return checkpoint.weights(safetensors.torch.load)
     own = {name: tensor for name, tensor in module.state_dict().items() if isinstance(tensor, torch.Tensor)}
-    if not checkpoint.is_sharded or not any(is_spread(tensor) or tensor.is_meta for tensor in own.values()):
+    if not any(is_spread(tensor) or tensor.is_meta for tensor in own.values()):
         return checkpoint.weights(safetensors.torch.load)
     from shipline.train.checkpoints.shards import like, read_shards
 

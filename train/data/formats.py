@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -54,6 +55,9 @@ def tar_rows(store: Store, key: str) -> Iterator[Row]:
     """Return the rows of an archive: files whose names differ only after the first dot make one (WebDataset).
 
     https://github.com/webdataset/webdataset#the-webdataset-format
+
+    Raises:
+        ConfigError: it is damaged, or no archive.
     """
     row: Row = {}
     try:
@@ -71,14 +75,20 @@ def tar_rows(store: Store, key: str) -> Iterator[Row]:
                 assert content is not None  # of a file it is not
                 row = {"__key__": whole, **row, ending: content.read()}
                 archive.members = []  # type: ignore[attr-defined] # or it remembers all of them
-    except tarfile.TarError as error:
-        raise ConfigError(f"{store}/{key} is damaged, or no tar archive: {error}.") from error
+    # What is compressed has errors of its own: of its header (an OSError), of its bytes, of its end.
+    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
+        raise _damaged(store, key, "tar archive", error) from error
     if row:
         yield row
 
 
 def parquet_rows(store: Store, key: str) -> Iterator[Row]:
-    """Return the rows of a Parquet file, by column."""
+    """Return the rows of a Parquet file, by column.
+
+    Raises:
+        ConfigError: it is damaged, or no Parquet file.
+        MissingExtraError: pyarrow is not installed.
+    """
     try:
         import pyarrow
         from pyarrow import parquet
@@ -88,8 +98,16 @@ def parquet_rows(store: Store, key: str) -> Iterator[Row]:
         with opened(store, key) as file:
             for batch in parquet.ParquetFile(file).iter_batches():
                 yield from batch.to_pylist()
-    except pyarrow.ArrowInvalid as error:
-        raise ConfigError(f"{store}/{key} is damaged, or no Parquet file: {error}.") from error
+    except (pyarrow.ArrowException, OSError) as error:  # of its bytes Arrow says the latter
+        raise _damaged(store, key, "Parquet file", error) from error
+
+
+def _damaged(store: Store, key: str, what: str, error: Exception) -> ConfigError:
+    """What is raised of a file that cannot be read; what the store says of itself is none of it."""
+    said = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return ConfigError(
+        f"{store}/{key} is damaged, or no {what}: {said}. Write it again, or take it out of the directory."
+    )
 
 
 def picture_rows(store: Store, key: str) -> Iterator[Row]:

@@ -24,18 +24,27 @@ _BLOCK = 256  # rows, where they are not shuffled: so many are read again at mos
 class StreamedRows(IterableDataset[Any]):
     """Rows of all files below a URL, in the order of the files' names.
 
-    A row is a dict: of a tar archive its files by ending, as WebDataset has them (`{"__key__": "0001", "jpg": b"…",
-    "cls": b"3"}`); of Parquet its columns; of a picture its bytes by ending.
+    A row is a dict, and nothing in it is decoded yet:
+
+    - of a tar archive its files by ending, each as bytes, as WebDataset has them: `{"__key__": "train/0001",
+      "jpg": b"…", "cls": b"3"}` (https://github.com/webdataset/webdataset#the-webdataset-format);
+    - of Parquet its columns, as Python's numbers, strings, bytes and lists: `{"pixels": [0.0, …], "digit": 3}`;
+    - of a picture its bytes by ending, and its path below the URL: `{"__key__": "cats/7", "png": b"…"}`.
+
+    A DataLoader stacks what `transform` returns: for tensors of shape [...] batches of [batch, ...].
 
     Args:
         url: a directory, searched with those in it, or a file: .tar, .tar.gz, .tgz, .parquet, .jpg, .jpeg, .png, .webp.
         transform: from a row to what training takes; it is not called for rows of other workers.
         shuffle: take the files in another order in each epoch, and mix the rows within blocks of so many; 0: neither.
+            So many rows are held in memory.
         seed: of the shuffling.
 
     Raises:
-        ConfigError: a setting means nothing.
-        NotFoundError: no such file is there.
+        ConfigError: a setting means nothing. When rows are read: a file is damaged; the message names it.
+        NotFoundError: when rows are read: no such file is there.
+        StoreError: when rows are read: the store cannot be reached.
+        MissingExtraError: when rows are read: Parquet without pyarrow.
     """
 
     def __init__(

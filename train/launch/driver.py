@@ -37,6 +37,7 @@ except ModuleNotFoundError as error:
     raise MissingExtraError("Trainer(workers=...) above 1 needs Ray. Run: pip install 'shipline[ray]'") from error
 
 from shipline.checkpoint import open_checkpoint
+from shipline.train.checkpoints.weights import load_whole
 from shipline.train.launch.cluster import connected, head_answers, is_kept
 from shipline.train.launch.controller import Training, Watch
 from shipline.train.launch.faults import fault_of, first_error
@@ -212,7 +213,7 @@ def _take_back(trainer: Trainer, module: Any, stage: Work, data: bytes) -> Any:
     returned = ray.cloudpickle.loads(data)
     if "weights" in returned:
         tensors = safetensors.torch.load(returned["weights"])
-        module.load_state_dict(tensors | {name: tensors[source] for name, source in returned["tied"].items()})
+        load_whole(module, tensors | {name: tensors[source] for name, source in returned["tied"].items()})
     for own, theirs in zip(trainer.callbacks, returned["callbacks"], strict=True):
         own.__dict__.update(theirs.__dict__)
     trainer.lineage = returned["lineage"]

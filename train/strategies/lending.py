@@ -39,8 +39,8 @@ class Lending:
         self._strategy, self._units, self._step = strategy, units, step
         self._peers = [rank for rank in range(strategy.world_size) if strategy.arrangement.place(rank)[0] == stage]
         self._name, self._rounds = f"shipline-lending/{next(_NUMBERS)}/{stage}", count()
-        self._announced = 0
         self._key: str | None = None
+        self._told: list[str] = []  # what the store keeps of this worker's words
         for name, unit in units.items():
             cast(nn.Module, unit).register_forward_pre_hook(
                 lambda _unit, _inputs, name=name: self._announce(name), prepend=True
@@ -54,6 +54,7 @@ class Lending:
             batch = next(own, nothing)
             key = f"{self._name}/{next(self._rounds)}"
             have = self._strategy.gather(batch is not nothing)
+            self._forget()
             if not any(have):
                 self._free_after_forward(free=self._strategy.frees_after_forward)
                 return
@@ -74,7 +75,7 @@ class Lending:
 
     def _announcing(self, key: str, batch: Any) -> Iterator[Any]:
         """Give the batch, and tell the others what its steps make whole."""
-        self._key, self._announced = key, 0
+        self._key = key
         try:
             if self._step is not None:
                 self._announce(self._step)
@@ -88,8 +89,15 @@ class Lending:
             self._tell(name.encode())
 
     def _tell(self, word: bytes) -> None:
-        _store().set(f"{self._key}/{self._announced}", word)
-        self._announced += 1
+        key = f"{self._key}/{len(self._told)}"
+        _store().set(key, word)
+        self._told.append(key)
+
+    def _forget(self) -> None:
+        """Let the store forget what was told of the last batch: all others are past it, since all have met again."""
+        for key in self._told:
+            _store().delete_key(key)
+        self._told.clear()
 
     def _lend(self, key: str) -> None:
         next(iter(self._units.values()))._get_fsdp_state()._lazy_init()  # noqa: SLF001 -- its first forward pass would

@@ -21,8 +21,15 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "support"))
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.tensor import Replicate, Shard
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    PrepareModuleInput,
+    PrepareModuleOutput,
+    RowwiseParallel,
+)
 from torch.utils.data import DataLoader
-from training import bare_trainer, new_trainer
+from training import StepsByHand, bare_trainer, new_trainer, on_hook
 from transformer import Transformer, digits, transformer
 
 import shipline as sl
@@ -45,27 +52,38 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "fsdp, activations twice": lambda: Fsdp(activation_checkpointing="Block", cpu_offload=True),
     "fsdp, other units": lambda: Fsdp(wrap=["Block", "Head"], param_dtype="float32"),
     "tp": TensorParallel,
+    "tp, sequences": lambda: TensorParallel(plan=sequences()),
+    "fsdp+tp, sequences": lambda: FsdpTensorParallel(plan=sequences()),
     "fsdp+tp": FsdpTensorParallel,
     "pp": Pipeline,
     "pp, interleaved": lambda: Pipeline(schedule="interleaved"),
     "pp+fsdp": lambda: PipelineFsdp(schedule="gpipe"),
 }
+
+
+def sequences() -> dict[str, Any]:
+    """The plan of sequence parallelism (Korthikanti et al., arXiv 2205.05198): between the cut layers, each worker has
+    some of the places of a sequence.
+    """
+    whole: dict[str, Any] = {"input_layouts": Shard(1), "desired_input_layouts": Replicate()}
+    return {
+        "embed": PrepareModuleOutput(output_layouts=Replicate(), desired_output_layouts=Shard(1)),
+        "blocks.*.norm": "sequence",
+        "blocks.*.attention": PrepareModuleInput(**whole, use_local_output=True),
+        **{f"blocks.*.attention.{name}": "colwise" for name in ("query", "key", "value")},
+        "blocks.*.attention.out": RowwiseParallel(output_layouts=Shard(1)),
+        "blocks.*.up": ColwiseParallel(input_layouts=Shard(1)),
+        "blocks.*.down": RowwiseParallel(output_layouts=Shard(1)),
+        "head": PrepareModuleInput(**whole, use_local_output=True),
+    }
+
+
 #: What saves, and who of others goes on with it.
 SAVED = {"fsdp": "fsdp+tp", "fsdp+tp": "pp", "pp+fsdp": "ddp", "zero1": "fsdp"}
 
 
-class ByHand(Transformer):
+class ByHand(StepsByHand, Transformer):
     """With its backward pass inside the training step."""
-
-    automatic_optimization = False
-
-    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
-        loss = super().training_step(batch, batch_idx)
-        self.manual_backward(loss)
-        optimizer.step()
-        return loss
 
 
 def fit(trainer: sl.Trainer, module: Any, strategy: Strategy, resume: str | None = None) -> Any:
@@ -113,6 +131,37 @@ def by_hand() -> float:
         module = ByHand(depth=1, optimizer="sgd")
         weights.append(fit(bare_trainer(max_epochs=1, gradient_clip_val=None), module, strategy))
     return difference(*weights)
+
+
+def held(root: str) -> dict[str, list[Any]]:
+    """Of runs that are saved between the batches of one step: how far a resumed one is from the whole one, and from
+    one worker's; and of how many parameters the checkpoint has gradients. Clipped by value, too.
+    """
+    found: dict[str, list[Any]] = {}
+    options: dict[str, Any] = {"max_epochs": 1, "accumulate_grad_batches": 4, "gradient_clip_val": 0.01}
+    options["gradient_clip_algorithm"] = "value"
+    alone = fit(bare_trainer(**options), transformer(depth=1), Strategy())
+    for name in ("fsdp", "tp, sequences"):
+        url = f"{root}/held-{name}"
+        save = on_hook(
+            "on_train_batch_end", lambda trainer, *rest, url=url: rest[3] == 1 and trainer.save_checkpoint(url)
+        )
+        whole = fit(bare_trainer(**options, callbacks=[save]), transformer(depth=1), STRATEGIES[name]())
+        again = fit(bare_trainer(**options), transformer(depth=1), STRATEGIES[name](), url)
+        index = open_checkpoint(url).index("state/shards.index.json").root
+        gradients = sum(key.startswith("gradients/") for key in index)
+        found[name] = [difference(again, whole), difference(whole, alone), gradients - len(whole)]
+    return found
+
+
+def keys_left(root: str) -> int:
+    """How many more keys the store of the group has after an evaluation in which workers lend their shards."""
+    store = dist.distributed_c10d._get_default_store()
+    strategy, trainer, module = Fsdp(), bare_trainer(max_epochs=1), transformer(depth=2)
+    fit(trainer, module, strategy)
+    before = store.num_keys()
+    loops.evaluate(trainer, module, Loaders(val=DataLoader(digits(1400, 1437), 8)), "validate", strategy)
+    return int(store.num_keys()) - before
 
 
 def on_meta() -> list[Any]:
@@ -185,7 +234,7 @@ def main(rank: int, count: int, root: str) -> None:
     dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=timedelta(seconds=90))
     if count == 4:
         found = {"trained": trained(), "by_hand": by_hand(), "on_meta": on_meta(), "refused": refused()}
-        found["saved"] = saved(f"{root}/runs", rank)
+        found |= {"saved": saved(f"{root}/runs", rank), "held": held(root), "keys": keys_left(root)}
     else:
         runs = f"{root}/runs"
         two = run(runs, "two", Ddp(), 2, f"{runs}/fsdp/last")  # the first epoch was on four workers

@@ -12,7 +12,8 @@ WORKERS = 4
 
 pytestmark = pytest.mark.timeout(600)  # four processes begin and train, on however few cores
 SHARE = {
-    "zero1": 1, "fsdp, two copies": 1 / 2, "tp": 0.4, "pp": 1, "pp, interleaved": 1 / 2, "pp+fsdp": 1 / 2,
+    "zero1": 1, "fsdp, two copies": 1 / 2, "tp": 0.4, "tp, sequences": 0.4, "fsdp+tp, sequences": 0.4, "pp": 1,
+    "pp, interleaved": 1 / 2, "pp+fsdp": 1 / 2,
 }  # fmt: skip
 
 
@@ -30,7 +31,7 @@ def found(directory: Path) -> list[dict[str, Any]]:
 def test_weights_and_metrics_are_those_of_one_worker(found: list[dict[str, Any]]) -> None:
     """With gradients clipped and accumulated, and evaluation of five batches by four workers."""
     for worker in found:
-        assert len(worker["trained"]) == 11
+        assert len(worker["trained"]) == 13
         for name, (distance, metrics, share) in worker["trained"].items():
             assert distance < 1e-5, name
             for key, (together, alone) in metrics.items():
@@ -41,6 +42,18 @@ def test_weights_and_metrics_are_those_of_one_worker(found: list[dict[str, Any]]
 
 def test_a_module_that_steps_its_optimizer_itself(found: list[dict[str, Any]]) -> None:
     assert max(worker["by_hand"] for worker in found) < 1e-5
+
+
+def test_gradients_that_wait_for_a_step_are_in_the_checkpoint(found: list[dict[str, Any]]) -> None:
+    """Those of sequence parallelism are sums that are still to be made."""
+    for worker in found:
+        for name, (resumed, alone, gradients) in worker["held"].items():
+            assert (resumed, gradients) == (0, 0), name
+            assert alone < 1e-4, name
+
+
+def test_what_workers_told_each_other_is_forgotten(found: list[dict[str, Any]]) -> None:
+    assert [worker["keys"] for worker in found] == [0] * WORKERS
 
 
 def test_a_module_without_memory_gets_weights_by_the_seed(found: list[dict[str, Any]]) -> None:

@@ -25,7 +25,7 @@ from shipline.train.strategies.mesh import Arrangement
 from shipline.train.strategies.meta import materialized
 from shipline.train.strategies.sharded import Sharded
 from shipline.train.strategies.tensor_parallel import Plan, cut
-from shipline.train.strategies.tensors import is_spread
+from shipline.train.strategies.tensors import complete_gradients, is_spread
 from shipline.train.strategies.units import Choice, Kinds, checkpointed, units
 
 if TYPE_CHECKING:
@@ -89,6 +89,7 @@ class Fsdp(Sharded):
             else:
                 materialized(module, self.root_device, "")
                 module.to(self.root_device)
+                complete_gradients(module)
         if replicate * shard > 1:
             sharded = {name: part for name, part in module.named_modules() if isinstance(part, FSDPModule)}
             self._lending = Lending(sharded, self, step="")

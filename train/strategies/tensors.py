@@ -6,10 +6,12 @@ Importing them takes two seconds, which a run without them need not wait for.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -44,6 +46,22 @@ def spread_like(tensor: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
 
     moved = tensor.to(parameter.device)
     return distribute_tensor(moved, parameter.device_mesh, parameter.placements, src_data_rank=None)
+
+
+def complete_gradients(module: nn.Module) -> None:
+    """Let gradients of spread parameters be sums over the workers as soon as there are any.
+
+    Where sequences are cut, PyTorch leaves those of what each worker has whole (a norm's weight) in as many summands
+    until the optimizer steps: no checkpoint could keep them, and to limit a summand is not to limit the sum.
+    """
+    for parameter in module.parameters():
+        if is_spread(parameter) and parameter.requires_grad:
+            parameter.register_hook(partial(_completed, parameter.placements))  # type: ignore[no-untyped-call]
+
+
+def _completed(placements: Any, gradient: DTensor) -> DTensor:
+    summed = any(placement.is_partial() for placement in gradient.placements)
+    return gradient.redistribute(placements=placements) if summed else gradient
 
 
 def total_norm(gradients: Iterable[torch.Tensor], group: Any = None) -> torch.Tensor:

@@ -27,7 +27,7 @@ from training import (
 
 import shipline as sl
 from shipline.errors import ConfigError, TrainingError
-from shipline.train import Callback
+from shipline.train import Callback, DataModule
 from shipline.train.accelerators import pick_device
 from shipline.train.accelerators.devices import to_device
 from shipline.train.data import Loaders

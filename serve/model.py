@@ -22,6 +22,7 @@ from shipline.serve.jobs import Job, Terms
 from shipline.serve.memory import resident
 from shipline.serve.threads import in_thread
 from shipline.serve.unproven import UnprovenModel
+from shipline.signature import DYNAMIC, Signature
 
 QUEUED_BATCHES = 64
 # Handing a batch to a thread costs about this much, and makes others wait about as long.
@@ -61,8 +62,8 @@ class ServedModel:
         self._alive_s = max(ALIVE_S, TIMES * batch_s)
         self._canary: asyncio.Task[bool] | None = None
         threads = threads_for(batch_s, settings)
-        if isinstance(backend, IsolatedBackend):
-            threads = max(threads, 1)  # the event loop waits for no other process
+        if isinstance(backend, IsolatedBackend) or _takes_any_size(manifest.signature):
+            threads = max(threads, 1)  # the event loop waits for no other process, nor for a row as large as one likes
         self.instances = max(threads, 1)
         self._batcher = Batcher(
             backend.run,
@@ -242,6 +243,11 @@ def threads_for(batch_seconds: float, settings: ServingSettings) -> int:
     if batch_seconds < REQUEST_S * settings.max_batch_size:
         return 1
     return max(cores() // settings.threads, 1)
+
+
+def _takes_any_size(signature: Signature) -> bool:
+    """Whether a row may be larger than those by which the model was timed."""
+    return any(DYNAMIC in spec.shape[1:] for spec in signature.inputs)
 
 
 def _batch_seconds(backend: Backend, row: Arrays, rows: int) -> float:

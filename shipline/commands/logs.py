@@ -1,6 +1,7 @@
 """What the package logs, on standard error. The package itself gives its logger no handler but an empty one.
 
-A line for people, or with SHIPLINE_LOG_FORMAT=json an object for machines: time, level, logger, message, and the error.
+A line for people, an error's own lines set in below it; or with SHIPLINE_LOG_FORMAT=json an object for machines: time,
+level, logger, message, and the error.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from textwrap import indent
 from typing import Any
 
 from shipline.commands.console import printable
@@ -125,10 +127,19 @@ class _Aside(logging.Handler):
 
 
 class _Line(logging.Formatter):
-    """Text from elsewhere moves no cursor, and shows no credentials."""
+    """Text from elsewhere moves no cursor, begins no line of its own, and shows no credentials.
+
+    Below a record stand an error's lines alone, and they are set in.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(redact(super().format(record)))
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 -- logging's own name
+        return super().formatMessage(record).replace("\n", "\\n")
+
+    def formatException(self, *error: Any) -> str:  # noqa: N802 -- logging's own name
+        return indent(super().formatException(*error), "  ")
 
 
 class _Object(logging.Formatter):

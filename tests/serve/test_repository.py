@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,8 @@ from shipline.serve.server import BackgroundServer
 from shipline.store.store import LocalStore
 
 OTHER = artifacts.linear(seed=1)
+#: What each of many who load and unload does.
+TURNS = 32
 
 
 @pytest.fixture
@@ -100,6 +104,54 @@ def test_what_cannot_be_loaded_leaves_what_was(url: str, root: Path) -> None:
     check_error(do(url, "load", "broken"), 422, "server's log")
     assert index(url)["broken"] == ("", "UNAVAILABLE", "it could not be loaded")
     check_error(web.post(f"{url}/v2/models/broken/infer", json={}), 404)
+
+
+def not_a_number() -> artifacts.Graph:
+    """A graph whose every answer is NaN, and so says its golden row."""
+    golden = {"x": np.array([[-1.0, -2.0]], np.float32)}
+    return replace(artifacts.logarithm(), golden=golden, function=lambda inputs: {"y": inputs["x"] * np.float32("nan")})
+
+
+@pytest.mark.parametrize("fault", ["a byte flipped", "cut", "a file missing", "NaN", "another signature", "no graph"])
+def test_while_a_version_that_is_bad_is_loaded_the_old_one_serves(
+    url: str, root: Path, fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """S5: every answer under traffic is the old version's, and the log says why."""
+    graph, files, fields = OTHER, {}, {}
+    if fault == "NaN":
+        graph = not_a_number()
+    elif fault == "another signature":
+        fields["signature"] = artifacts.linear(5).signature
+    elif fault == "no graph":
+        files["model.onnx"] = b"no graph"
+    published = artifacts.publish(f"{root}/linear", graph, version="2", files=files, **fields)
+    file = root / "linear" / "2" / published.manifest.files["model.onnx"].key
+    data = file.read_bytes()
+    if fault == "a byte flipped":
+        file.write_bytes(data[:100] + bytes([data[100] ^ 1]) + data[101:])
+    elif fault == "cut":
+        file.write_bytes(data[:-1])
+    elif fault == "a file missing":
+        file.unlink()
+    over = threading.Event()
+
+    def ask() -> list[list[float]]:
+        found = [y(url)]
+        while not over.is_set():
+            found.append(y(url))
+        return found
+
+    with ThreadPoolExecutor(2) as pool:
+        asking = [pool.submit(ask) for _ in range(2)]
+        try:
+            for _ in range(3):
+                check_error(do(url, "load"), 422, "server's log")
+                assert index(url)["linear"] == ("1", "READY", "")
+        finally:
+            over.set()
+        assert all(found == right(GRAPHS["linear"]) for one in asking for found in one.result())
+    assert "Model 'linear' cannot be loaded: " in caplog.text
+    check_works(url)
 
 
 def test_a_model_that_is_not_there_is_404(url: str) -> None:
@@ -223,12 +275,15 @@ def test_nobody_notices_a_model_being_replaced(url: str, root: Path) -> None:
 
 
 def test_many_who_load_and_unload_at_once_get_only_documented_answers(url: str) -> None:
-    def churn(seed: int) -> set[int]:
-        return {do(url, "load" if (seed + turn) % 2 else "unload").status_code for turn in range(8)}
+    """Case 60, a thousand times by 32 clients."""
 
-    with ThreadPoolExecutor(8) as pool:
-        found = set().union(*pool.map(churn, range(8)))
-    assert found <= {200, 404, 409}
+    def churn(seed: int) -> Counter[int]:
+        return Counter(do(url, "load" if (seed + turn) % 2 else "unload").status_code for turn in range(TURNS))
+
+    with ThreadPoolExecutor(32) as pool:
+        found = sum(pool.map(churn, range(32)), Counter())
+    assert found.keys() <= {200, 404, 409}, found
+    assert found.total() == 32 * TURNS
     assert do(url, "load").status_code == 200
     check_works(url)
 

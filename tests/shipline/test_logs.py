@@ -68,6 +68,23 @@ def test_a_line_without_credentials_and_escapes(capsys: pytest.CaptureFixture[st
     assert "\x1b" not in line
 
 
+def test_text_from_elsewhere_begins_no_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither in a message, nor in an error below it; whatever ends a line somewhere."""
+    forged = "2026-01-01 00:00:00,000 ERROR forged"
+    log_to_terminal([])
+    for end in ("\n", "\r", "\r\n", "\x0b", "\x0c", "\x1c", "\x85", "\u2028"):
+        logging.getLogger("shipline.serve").warning("model %s", f"a{end}{forged}")
+        try:
+            raise ValueError(f"why{end}{forged}")
+        except ValueError:
+            logging.getLogger("shipline.serve").exception("failed")
+        message, *error = capsys.readouterr().err.splitlines()
+        assert message.endswith(forged)
+        assert error[0].endswith("ERROR failed")
+        assert all(line.startswith("  ") for line in error[1:])
+        assert any(forged in line for line in error[1:])
+
+
 def test_the_package_prints_nothing_by_itself_and_leaves_the_root_logger() -> None:
     code = (
         "import logging, shipline\n"

@@ -213,6 +213,27 @@ def total() -> Graph:
     )
 
 
+def square() -> Graph:
+    """`x` float32 [-1, -1] -> `y` float32 [-1, 1]: n x n numbers and n x n x n steps for n of them."""
+    return Graph(
+        _model(
+            [
+                helper.make_node("Unsqueeze", ["x", "last"], ["column"]),
+                helper.make_node("Unsqueeze", ["x", "first"], ["row"]),
+                helper.make_node("MatMul", ["column", "row"], ["each"]),
+                helper.make_node("MatMul", ["each", "each"], ["all"]),
+                helper.make_node("ReduceSum", ["all", "both"], ["sum"], keepdims=0),
+                helper.make_node("Unsqueeze", ["sum", "first"], ["y"]),
+            ],
+            signature := _signature({"x": ("float32", -1)}, {"y": ("float32", 1)}),
+            {"first": np.array([1]), "last": np.array([2]), "both": np.array([1, 2])},
+        ),
+        signature,
+        lambda inputs: {"y": (inputs["x"].sum(1) ** 2 * (inputs["x"] ** 2).sum(1))[:, None]},
+        {"x": np.array([[0.5, 0.25, 0.5]], np.float32)},
+    )
+
+
 def picture() -> tuple[Graph, Raw]:
     """`image` float32 [-1, 1, 8, 8] -> `logits` float32 [-1, 10], and the processing of PNG files."""
     weight = np.random.default_rng(2).standard_normal((64, 10)).astype(np.float32)

@@ -5,8 +5,9 @@
 "start": from `fit` to the end of the first step, beside Ray Train's own TorchTrainer with a hand-written loop; each in
 a fresh process, rounds interleaved, ratios within a round. "again" is a second run of the same process, for which the
 cluster was kept (`keep_warm`). "steps": two workers with one thread each, beside the hand-written loop under torchrun.
-"recovery": a worker is killed; from there to the next step. "scale" is a SIMULATION: workers that only say that they
-are there, polled by Ray Train's controller with our callbacks, and the manifest of a checkpoint of so many workers.
+"recovery": a worker is killed; from there to the next step. "scale" is a SIMULATION without a cluster: what our part of
+Ray Train's controller costs for so many workers, at one look at them and at one decision about a fault, given what they
+would have said; and the size of the state of a checkpoint of so many workers.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from shipline.checkpoint import Checkpoint
+from shipline.checkpoint import Checkpoint, open_checkpoint
 from shipline.errors import ConfigError, NotFoundError, TrainingError
 from shipline.lineage import Lineage, publishable
 from shipline.store import absolute, join, open_store
@@ -295,7 +295,9 @@ class Trainer(Runtime):
             return None if found[0] is None else found[0].store.url
 
         url = find() if self.started_by is None else first_does(find)
-        return found[0] if found else self._find_checkpoint(url, name)
+        if found or url is None:
+            return found[0] if found else None
+        return open_checkpoint(url)  # the first has read all of it
 
     def _find_checkpoint(self, ckpt_path: str | None, name: str) -> Checkpoint | None:
         if ckpt_path is None:

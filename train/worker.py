@@ -6,6 +6,8 @@ import traceback
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
+import torch.distributed as dist
+
 from shipline.errors import ShiplineError, TrainingError
 from shipline.train import loops
 from shipline.train.distributed import seed_worker
@@ -15,6 +17,12 @@ if TYPE_CHECKING:
     from shipline.train.stage import Work
     from shipline.train.strategies import Strategy
     from shipline.train.trainer import Trainer
+
+#: What collectives say whose other end is gone.
+_ECHOES = (
+    "connection closed by peer", "connection reset", "connection refused", "broken pipe", "timed out waiting", "gloo",
+    "nccl", "recvvalue failed", "socket", "processgroup", "process group was aborted",
+)  # fmt: skip
 
 
 def run_worker(
@@ -59,10 +67,17 @@ def explained_by_all(error: Exception, rank: int, workers: int) -> ShiplineError
     )
 
 
-def is_echo(error: Exception) -> bool:
-    """Whether it only says that another worker is gone: its own error is the cause."""
+def is_echo(error: BaseException) -> bool:
+    """Whether it only says that another worker is gone: that one's own error is the cause.
+
+    torch.distributed raises errors of its own kinds, and plain RuntimeErrors that can be told by their text alone.
+    """
+    if isinstance(error, ShiplineError):
+        return False
     text = str(error).lower()
-    return "connection closed by peer" in text or "connection reset" in text or "gloo" in text or "nccl" in text
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and any(sign in text for sign in _ECHOES)
+    )
 
 
 def _in_order(everybody: list[list[list[Any]]]) -> list[list[Any]]:

@@ -46,14 +46,31 @@ def _kept(folder: Path, excludes: Sequence[str]) -> Iterator[str]:
 
 
 def _known_to_git(folder: Path) -> list[str]:
-    """The files that are tracked, or new and not ignored; none where this is no working tree."""
+    """The files that are tracked, or new and not ignored; none where this is no working tree.
+
+    Raises:
+        ConfigError: it is one, and git does not read it: what it ignores, passwords perhaps, would be sent.
+    """
     listed = ["git", "-C", str(folder), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    environment = {**os.environ, "LC_ALL": "C"}  # its words are looked at
     try:
-        done = subprocess.run(listed, capture_output=True, check=False)  # noqa: S603 -- no shell, fixed words
+        done = subprocess.run(listed, capture_output=True, check=False, env=environment)  # noqa: S603 -- no shell, fixed words
     except FileNotFoundError:  # no git on this machine
         return []
+    except OSError as error:
+        raise _unread(folder, str(error)) from error
+    said = os.fsdecode(done.stderr).strip()
+    if done.returncode and "not a git repository (or any" not in said:
+        raise _unread(folder, said or f"it ended with {done.returncode}")
     names = os.fsdecode(done.stdout).split("\0") if done.returncode == 0 else []
     return [name for name in dict.fromkeys(names) if name and (folder / name).is_file()]
+
+
+def _unread(folder: Path, said: str) -> ConfigError:
+    return ConfigError(
+        f"{folder} is a working tree that git does not read, so that nobody knows which files it ignores: {said} Run "
+        "`git status` there and do what it says, or send a copy of the folder without its .git."
+    )
 
 
 def _walked(folder: Path) -> Iterator[str]:

@@ -27,7 +27,7 @@ import psutil
 import pytest
 import ray
 import torch
-from clusters import Fault, Paced, Seen, add_node, ray_cluster, train
+from clusters import Fault, Paced, Seen, add_node, alive_workers, ray_cluster, train
 from helpers import wait_until
 
 import shipline as sl
@@ -229,19 +229,6 @@ def listening(pid: int) -> set[str]:
             continue
         found |= {connection.laddr.ip for connection in connections if connection.status == psutil.CONN_LISTEN}
     return found
-
-
-def alive_workers() -> int:
-    """How many processes of workers are left."""
-    processes = psutil.Process().children(recursive=True)
-    return sum("RayTrainWorker" in " ".join(_command(process)) for process in processes)
-
-
-def _command(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
 
 
 def rows_of(seen: Path) -> dict[str, Any]:

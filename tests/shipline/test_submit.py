@@ -65,6 +65,20 @@ def test_the_code_is_sent_and_the_rest_is_not(tmp_path: Path, git: bool) -> None
     assert "data/more/rows.csv" in packed(where, tmp_path, "data/rows.csv")
 
 
+@pytest.mark.parametrize("broken", ["index", "gitdir"])
+def test_a_tree_that_git_does_not_read_is_not_sent(tmp_path: Path, broken: str) -> None:
+    """Nobody would know what it ignores."""
+    where = tmp_path / "work"
+    put(where, *CODE, "secret.txt", ".gitignore")
+    if broken == "index":
+        subprocess.run(["git", "init", "-q", where], check=True)
+        (where / ".git/index").write_text("no index")
+    else:
+        (where / ".git").write_text("gitdir: /nowhere")
+    with pytest.raises(ConfigError, match=r"git does not read, .*fatal: .*Run `git status` there"):
+        packed(where, tmp_path)
+
+
 def test_the_same_code_is_the_same_archive(tmp_path: Path) -> None:
     """Ray knows archives by their content, and takes each once."""
     put(tmp_path / "work", *CODE)

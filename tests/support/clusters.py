@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch.utils.data import DataLoader
 from training import Mlp, new_trainer, rows
@@ -95,6 +96,11 @@ def _hang_until_killed(_fault: Fault, _module: Any) -> None:
     threading.Event().wait()
 
 
+def _term_driver_and_hang(fault: Fault, _module: Any) -> None:
+    os.kill(fault.driver, signal.SIGTERM)
+    threading.Event().wait()
+
+
 def _no_memory(_fault: Fault, _module: Any) -> None:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), resource.RLIM_INFINITY))
@@ -115,11 +121,41 @@ FAULTS: dict[str, Callable[[Fault, Any], object]] = {
     "crash": lambda _fault, _module: ctypes.string_at(0),
     "term": lambda _fault, _module: os.kill(os.getpid(), signal.SIGTERM),
     "term driver": lambda fault, _module: os.kill(fault.driver, signal.SIGTERM),
+    "term driver and hang": _term_driver_and_hang,
     "lose node": _hang_until_killed,
     "no memory": _no_memory,
     "raise": _raise,
     "nan": _nan,
 }
+
+
+def die_once_as_workers_join() -> None:
+    """Runs when a process of a cluster begins: kills worker 1 the first time that it joins the others."""
+    import torch.distributed as dist
+
+    join = dist.init_process_group
+
+    def join_or_die(*arguments: Any, rank: int, **others: Any) -> None:
+        mark = Path(os.environ["SHIPLINE_TEST_MARK"])
+        if rank == 1 and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        join(*arguments, rank=rank, **others)
+
+    dist.init_process_group = join_or_die
+
+
+def alive_workers() -> int:
+    """How many processes of workers this process, or what it has started, has left."""
+    processes = psutil.Process().children(recursive=True)
+    return sum("RayTrainWorker" in " ".join(_command(process)) for process in processes)
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 class Net(Mlp):

@@ -204,6 +204,24 @@ def test_one_of_the_users_own(clean: pytest.MonkeyPatch, install: Install) -> No
     assert sl.Trainer(accelerator="cpu").workers == 5
 
 
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [("raise RuntimeError('no driver')", "no driver"), ("class Mine:\n    detect = None", "not callable")],
+    ids=["import", "detect"],
+)
+def test_a_broken_package_stops_only_those_who_ask_for_it(
+    clean: pytest.MonkeyPatch, install: Install, caplog: pytest.LogCaptureFixture, source: str, said: str
+) -> None:
+    for name, value in _STEP.items():
+        clean.setenv(name, value)
+    install("[shipline.environment]\nmine = ext_plugins:Mine\n", source)
+    found = pick_environment()
+    assert found is not None
+    assert found.name == "SLURM"
+    assert "The cluster environment 'mine' is passed over: " in caplog.text
+    assert said in caplog.text
+
+
 MINE = """
 from shipline.train.environments import SLURMEnvironment
 

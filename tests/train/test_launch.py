@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -153,9 +156,10 @@ def test_a_living_driver_elsewhere_keeps_its_lease_and_hears_if_it_has_lost_it(t
         Lease(run, silent_s=5.0).__enter__()
     slow = Lease(run, beat_s=0.02)
     with slow:
-        run.create("driver/99", b"{}")
+        run.create("driver/99", b'{"pid": 7, "host": "far"}')
         slow._beating.join(10)
         assert slow.is_lost
+        assert re.search(r"Another driver, process 7 on far, has taken .* over, since", str(slow.lost()))
 
 
 # ---- faults ----------------------------------------------------------------------------------------------------------
@@ -202,6 +206,10 @@ FIRST: dict[str, tuple[Callable[[], dict[int, Any]], str, str]] = {
     ),
     "an echo alone": (
         lambda: {0: raised(ECHO)}, "loss", "(the first to miss another worker)",
+    ),
+    "an error of the code that has the words of one": (
+        lambda: {0: raised(RuntimeError("the store has no row 7")), 1: raised(ConnectionError("no such host"), 1)},
+        "code", "Worker 0 of 2 (node 10.0.0.7, process 40) failed at step 7: RuntimeError: the store has no row 7",
     ),
     "want of memory": (
         lambda: {0: raised(RuntimeError("DefaultCPUAllocator: can't allocate memory"))},
@@ -251,3 +259,47 @@ def test_room_is_waited_for_but_not_for_ever() -> None:
     budgets = Budgets(RayCluster(wait_s=30), start_s=10)
     error = ControllerError(WorkerGroupStartupTimeoutError(3))
     assert [budgets.make_decision(error).name for _ in range(3)] == ["RETRY", "RETRY", "RAISE"]
+
+
+@pytest.mark.usefixtures("ray_imported")
+def test_a_driver_gives_up_a_run_that_has_ended_with_a_timeout() -> None:
+    """Which is no reason to go on waiting."""
+    from shipline.train.launch.driver import _waited
+
+    outcome: Future[Any] = Future()
+    outcome.set_exception(TimeoutError("the disk does not answer"))
+    with pytest.raises(TimeoutError, match="the disk"):
+        _waited(outcome, Trainer(), "fit", "key", None)
+
+
+@pytest.mark.usefixtures("ray_imported")
+def test_the_environment_is_put_back_and_never_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    from shipline.train.launch.cluster import _environment
+
+    def cleared() -> None:
+        raise AssertionError("another thread may read it")
+
+    monkeypatch.setattr(os.environ, "clear", cleared)
+    monkeypatch.setenv("MINE", "1")
+    monkeypatch.setenv("GONE", "2")
+    before = dict(os.environ)
+    with _environment({"MINE": "3", "NEW": "4"}):
+        assert (os.environ["MINE"], os.environ["NEW"]) == ("1", "4")
+        os.environ["MINE"] = os.environ["OTHER"] = "5"
+        del os.environ["GONE"]
+    assert dict(os.environ) == before
+
+
+@pytest.mark.usefixtures("ray_imported")
+def test_a_kept_cluster_serves_only_what_it_was_started_for() -> None:
+    import contextlib
+
+    from shipline.train.launch.cluster import _cpus, _Kept
+
+    variables = {"env_vars": {"A": "1"}}
+    kept = _Kept(contextlib.ExitStack(), _cpus(RayCluster(), 2), variables)
+    assert kept.serves(RayCluster(runtime_env=dict(variables)), 2)
+    assert not kept.serves(RayCluster(runtime_env={"env_vars": {"A": "2"}}), 2)
+    assert not kept.serves(RayCluster(runtime_env=variables), kept.cpus + 1)
+    copied = {"working_dir": "."}
+    assert not _Kept(contextlib.ExitStack(), 2, copied).serves(RayCluster(runtime_env=copied), 2)

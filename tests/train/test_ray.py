@@ -5,6 +5,7 @@ Each cluster takes 15 to 20 seconds to start and to train on, so tests share wha
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -18,8 +19,8 @@ from typing import Any
 import fsspec
 import pytest
 import torch
-from clusters import ray_cluster
-from helpers import S3_SECRET, children
+from clusters import Fault, alive_workers, ray_cluster
+from helpers import S3_SECRET, children, wait_until
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
@@ -170,6 +171,7 @@ def test_a_kept_cluster_serves_several_runs(ray_imported: None, tmp_path: Path) 
     try:
         the_first_cause_of_a_workers_error_is_what_is_raised(tmp_path / "fails")
         kept = children()
+        a_driver_that_gives_up_leaves_no_workers(tmp_path / "given-up")
         a_plain_loop_on_several_workers(tmp_path / "loop")
         assert kept >= children() > before
     finally:
@@ -188,6 +190,37 @@ def the_first_cause_of_a_workers_error_is_what_is_raised(path: Path) -> None:
     assert re.fullmatch(r"Worker 1 of 2 \(node 127\.0\.0\.1, process \d+\)", where)
     assert what == "at step 1: ValueError: the disk of this worker is full"
     assert all(torch.equal(tensor, weights[name]) for name, tensor in module.state_dict().items())
+
+
+def a_driver_that_gives_up_leaves_no_workers(path: Path) -> None:
+    """It was told to end, and they do not answer: their places are free again."""
+    import ray
+
+    path.mkdir()
+    trainer = new_trainer(
+        path, max_epochs=2, workers=2, cluster=RayCluster(keep_warm=True, grace_s=1),
+        callbacks=[Fault("term driver and hang", 1, 0, path)],
+    )  # fmt: skip
+    with pytest.raises(SystemExit) as ended:
+        trainer.fit(Counting(), train_loader(128), val_loader(9))
+    assert ended.value.code == 143
+    wait_until(lambda: alive_workers() == 0)
+    wait_until(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"])
+
+
+def test_a_worker_that_dies_as_it_joins_is_replaced(ray_imported: None, tmp_path: Path) -> None:
+    """The places of the first attempt are free for the second."""
+    mark = tmp_path / "mark"
+    variables = {"PYTHONPATH": str(Path(__file__).parents[1] / "support"), "SHIPLINE_TEST_MARK": str(mark)}
+    start = {"worker_process_setup_hook": "clusters.die_once_as_workers_join", "env_vars": variables}
+    trainer = new_trainer(
+        tmp_path, max_epochs=1, workers=2, cluster=RayCluster(runtime_env=start, wait_s=20), name="joined"
+    )
+    trainer.fit(Counting(), train_loader(128), val_loader(9))
+    assert mark.exists()
+    assert trainer.global_step == 2
+    faults = json.loads((tmp_path / "joined/version_0/faults.json").read_text())
+    assert [fault["cause"] for fault in faults] == ["loss"]
 
 
 def a_plain_loop_on_several_workers(path: Path) -> None:
@@ -278,9 +311,10 @@ class NoStep(Net):
     training_step = sl.Module.training_step
 
 
-def fit(module, workers):
+def fit(module, workers, **cluster):
     quiet = {"enable_progress_bar": False, "enable_model_summary": False}
-    trainer = sl.Trainer(max_epochs=2, workers=workers, accelerator="cpu", **quiet)
+    cluster = sl.train.RayCluster(**cluster)
+    trainer = sl.Trainer(max_epochs=2, workers=workers, accelerator="cpu", cluster=cluster, **quiet)
     try:
         print("trained", trainer.fit(module, Data()).metrics["loss"] < 1.0)
     except sl.ShiplineError as error:
@@ -289,6 +323,9 @@ def fit(module, workers):
 
 if __name__ == "__main__":
     fit(Net(), 3)
+    fit(Net(), 2, resources_per_worker={"CPU": 4})
+    fit(Net(), 2, placement="STRICT_SPREAD")
+    fit(Net(), 2, accelerator_type="A100")
     fit(NoStep(), 2)
     fit(Net(), 2)
 """
@@ -307,8 +344,14 @@ def test_a_cluster_that_is_there_is_used_and_left_running(cluster: str, tmp_path
     (tmp_path / "train.py").write_text(ON_A_CLUSTER)
     done = run([sys.executable, "train.py"], tmp_path, RAY_ADDRESS=cluster)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines() == [
-        "ConfigError Trainer has workers=3, and each takes 1 CPU, but the cluster has 2: set workers to 2 or less.",
+    said = done.stdout.splitlines()
+    assert said[0] == (
+        "ConfigError Trainer has workers=3, and each takes 1 CPU, but the cluster has 2: set workers to 2 or less."
+    )
+    assert "each takes 4 CPU, but the cluster has 2 of it: set a smaller RayCluster(resources_per_worker=" in said[1]
+    assert "with placement='STRICT_SPREAD' there is room for 1 on 1 node with 2 CPU: set fewer workers" in said[2]
+    assert "has accelerator_type='A100', but the cluster has no accelerator: set one that it has" in said[3]
+    assert said[4:] == [
         "ConfigError NoStep has no training_step: define training_step(self, batch, batch_idx).",
         "trained True",
     ]

@@ -89,11 +89,6 @@ def first_failure(text: str, *, echo: bool) -> str | None:
         return None
 
 
-def is_own() -> bool:
-    """Whether the process group is one that `join` has made."""
-    return _environment is not None
-
-
 def environment(own: ClusterEnvironment | None = None) -> ClusterEnvironment | None:
     """Return what has started this process together with others, or the user's `own`; None where it is alone."""
     return pick_environment(own) if _environment is None else own or _environment

@@ -111,12 +111,12 @@ class Watchdog(Clock):
 
     def _verdict(self) -> Verdict:
         now, patience = time.monotonic(), 4 * self._beat
-        others = {rank: Heard(0.0, None) for rank in self._others}
+        others, heard = {rank: Heard(0.0, None) for rank in self._others}, dict(self._heard)  # the other thread writes
         deaf = bool(others) and now - self._answered > patience
         if deaf and 0 in others and _first_holds_the_store():
             deaf, others[0] = False, Heard(now - self._answered, None)
         elif not deaf:
-            others |= {rank: Heard(now - since, where) for rank, (_, since, where) in self._heard.items()}
+            others |= {rank: Heard(now - since, where) for rank, (_, since, where) in heard.items()}
         return judge(self._deadline, self._rank, self._where(), others, self._processes, patience, deaf=deaf)
 
     def _end_run(self, verdict: Verdict) -> None:

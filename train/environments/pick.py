@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 import torch.distributed as dist
@@ -9,6 +10,8 @@ import torch.distributed as dist
 from shipline.errors import ConfigError
 from shipline.plugins import BUILT_IN, known, load
 from shipline.train.environments.base import ClusterEnvironment, number
+
+logger = logging.getLogger(__name__)
 
 
 class ExistingGroup(ClusterEnvironment):
@@ -63,11 +66,22 @@ def pick_environment(own: ClusterEnvironment | None = None) -> ClusterEnvironmen
     found = ExistingGroup() if ExistingGroup.detect() else own
     if found is None:
         names = [name for name in known("environment") if name not in BUILT_IN["environment"]]
-        classes = (load("environment", name) for name in [*names, *BUILT_IN["environment"]])
-        found = next((cls() for cls in classes if cls.detect()), None)
+        found = next(filter(None, map(_detected, [*names, *BUILT_IN["environment"]])), None)
     if found is not None and not 0 <= found.global_rank() < found.world_size():
         raise ConfigError(
             f"{found.name} says that this is process {found.global_rank()} of {found.world_size()}: they are counted "
             "from 0. Look at the environment variables that it sets."
         )
     return found
+
+
+def _detected(name: str) -> ClusterEnvironment | None:
+    """One that has started this process; another package's that is broken must not stop those who do not use it."""
+    try:
+        cls = load("environment", name)
+        return cls() if cls.detect() else None
+    except Exception as error:
+        if name in BUILT_IN["environment"]:
+            raise
+        logger.warning("The cluster environment %r is passed over: %s", name, error or type(error).__name__)
+        return None

@@ -12,6 +12,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import ray
 import ray.util.client
@@ -49,7 +51,22 @@ except ray.exceptions.AuthenticationError:
 _ELASTIC_START_S = 10.0  # room for so many workers may be known from before a node was lost
 _REFUSED, _PROBE_S, _CONNECT_S = 3, 60.0, 3.0
 
-_warm: contextlib.ExitStack | None = None
+
+@dataclass(frozen=True)
+class _Kept:
+    """A cluster that `keep_warm` has left: what ends it, and what it was started with."""
+
+    stack: contextlib.ExitStack
+    cpus: int
+    runtime_env: dict[str, Any]
+
+    def serves(self, options: RayCluster, workers: int) -> bool:
+        """Whether a run finds there what it needs; directories were copied when it started, and may have changed."""
+        copied = {"working_dir", "py_modules"} & options.runtime_env.keys()
+        return self.runtime_env == options.runtime_env and not copied and self.cpus >= _cpus(options, workers)
+
+
+_warm: _Kept | None = None
 
 
 @contextlib.contextmanager
@@ -62,6 +79,8 @@ def connected(options: RayCluster, workers: int, *, elastic: bool = False) -> It
     address = os.environ.get("RAY_ADDRESS")
     start_s = min(_ELASTIC_START_S, options.wait_s) if elastic else options.wait_s
     with _environment(_TRAIN | {WORKER_GROUP_START_TIMEOUT_S_ENV_VAR: str(start_s)} | _interval(workers)):
+        if _warm is not None and not _warm.serves(options, workers):
+            close_warm()
         if ray.is_initialized():
             if ray.util.client.ray.is_connected():
                 raise _through_client()
@@ -84,9 +103,9 @@ def connected(options: RayCluster, workers: int, *, elastic: bool = False) -> It
 def close_warm() -> None:
     """End the cluster that `keep_warm` has left."""
     global _warm
-    stack, _warm = _warm, None
-    if stack is not None:
-        stack.close()
+    kept, _warm = _warm, None
+    if kept is not None:
+        kept.stack.close()
 
 
 def is_kept() -> bool:
@@ -111,7 +130,7 @@ def _keep(options: RayCluster, workers: int) -> None:
         stack.enter_context(_loopback())
         with _environment(_OWN_CLUSTER):
             _start(options, workers)
-        _warm = stack.pop_all()
+        _warm = _Kept(stack.pop_all(), _cpus(options, workers), dict(options.runtime_env))
     atexit.register(close_warm)
 
 
@@ -128,12 +147,17 @@ def _started(options: RayCluster, workers: int) -> Iterator[None]:
 def _start(options: RayCluster, workers: int) -> None:
     ray.init(
         "local",  # a plain init() would join any cluster that runs on this machine
-        num_cpus=max(math.ceil(workers * options.resources_per_worker.get("CPU", 1)), os.cpu_count() or 1),
+        num_cpus=_cpus(options, workers),
         runtime_env=options.runtime_env or None,
         include_dashboard=False,
         logging_level=logging.ERROR,
         logging_config=ray.LoggingConfig(log_level="ERROR"),
     )
+
+
+def _cpus(options: RayCluster, workers: int) -> int:
+    """What Ray is told that this machine has: enough for all workers, who then share what there is."""
+    return max(math.ceil(workers * options.resources_per_worker.get("CPU", 1)), os.cpu_count() or 1)
 
 
 @contextlib.contextmanager
@@ -203,12 +227,16 @@ def _loopback() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _environment(values: dict[str, str]) -> Iterator[None]:
-    """Set what is not set, and leave the environment as it was; ray.init changes some of it, too."""
+    """Set what is not set, and leave the environment as it was; ray.init changes some of it, too.
+
+    It is never empty meanwhile: other threads read it.
+    """
     before = dict(os.environ)
     for name, value in values.items():
         os.environ.setdefault(name, value)
     try:
         yield
     finally:
-        os.environ.clear()
-        os.environ.update(before)
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update({name: value for name, value in before.items() if os.environ.get(name) != value})

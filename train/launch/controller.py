@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 from collections import Counter
 from typing import Any
 
 import ray
+from ray.experimental.internal_kv import _internal_kv_get
 from ray.train import FailureConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
@@ -27,9 +29,13 @@ from ray.train.v2.api.exceptions import ControllerError
 
 from shipline.train.launch import worker
 from shipline.train.launch.faults import Fault, Where, WorkerError, WorkerLostError, fault_of, is_preempted, reason_of
+from shipline.train.launch.group import beginning, on_each
 from shipline.train.launch.options import RayCluster
 
 _LATE_S = 10.0  # so long after its neighbours a machine's death may be known
+_LOOK_S = 0.5
+#: In the controller: the driver does not wait for the run any more.
+_given_up = threading.Event()
 
 
 class Budgets(FailurePolicy):  # type: ignore[misc]
@@ -45,6 +51,8 @@ class Budgets(FailurePolicy):  # type: ignore[misc]
 
     def make_decision(self, training_failed_error: Exception) -> FailureDecision:
         """Return whether to start again."""
+        if _given_up.is_set():
+            return FailureDecision.RAISE
         cause: str = "loss"
         if isinstance(training_failed_error, ControllerError):
             failure = training_failed_error.controller_failure
@@ -61,6 +69,28 @@ class Budgets(FailurePolicy):  # type: ignore[misc]
         return FailureDecision.RETRY if within else FailureDecision.RAISE
 
 
+class End(ControllerCallback):  # type: ignore[misc]
+    """Ends the controller, and the workers with it, when the driver has given up: on a cluster that stays, nobody does.
+
+    Args:
+        key: where the driver says so.
+    """
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Begin to look."""
+        controller = ray.get_runtime_context().current_actor
+        threading.Thread(target=self._look, args=(controller,), name="shipline-end", daemon=True).start()
+
+    def _look(self, controller: Any) -> None:
+        while _internal_kv_get(self._key.encode(), namespace=worker.KV_NAMESPACE) is None:
+            time.sleep(_LOOK_S)
+        _given_up.set()
+        controller.abort.remote()  # comes when the controller has done what it does now, all of which ends
+
+
 class Watch(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
     """Looks after who is gone when others fail, and tells new workers what their predecessors died of."""
 
@@ -73,12 +103,14 @@ class Watch(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
 
     def after_worker_group_start(self, worker_group: Any) -> None:
         """Tell the workers which attempt this is."""
-        self._group, workers = worker_group, worker_group.get_workers()
-        self._places = {
+        workers = worker_group.get_workers()
+        places = {
             rank: Where(rank, len(workers), each.metadata.node_ip, each.metadata.pid)
             for rank, each in enumerate(workers)
         }
-        worker_group.execute(worker.begin, self._begun, self._history)
+        with beginning(worker_group):
+            on_each(worker_group, worker.begin, self._begun, self._history)
+        self._group, self._places = worker_group, places
         self._begun, self._resizing = True, False
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
@@ -103,9 +135,10 @@ class Watch(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
         steps = [error.step for status in statuses.values() if isinstance(error := _own(status.error), WorkerError)]
         living = [rank for rank, status in statuses.items() if status.error is None]
         if living and not steps:
+            actors = self._group.get_workers()
+            answered, _ = ray.wait([actors[rank].actor.execute.remote(worker.step) for rank in living], timeout=1.0)
             with contextlib.suppress(ray.exceptions.RayError):
-                actor = self._group.get_workers()[living[0]].actor
-                steps.append(ray.get(actor.execute.remote(worker.step), timeout=1.0))
+                steps += ray.get(answered)
         return max(steps, default=-1)
 
     def _deaths(self, ranks: list[int]) -> dict[int, Exception]:
@@ -145,10 +178,9 @@ class Watch(ControllerCallback, WorkerGroupCallback):  # type: ignore[misc]
         if not resizing or not self._group.has_started():
             return
         end = time.monotonic() + self._grace_s
-        with contextlib.suppress(ray.exceptions.RayActorError):
-            self._group.execute(worker.take_away)
-            while time.monotonic() < end and not self._group.poll_status(timeout=1.0).finished:
-                time.sleep(0.2)
+        ray.wait(told := self._group.execute_async(worker.take_away), num_returns=len(told), timeout=self._grace_s)
+        while time.monotonic() < end and not self._group.poll_status(timeout=1.0).finished:
+            time.sleep(0.2)
 
 
 def _own(error: Any) -> Any:

@@ -6,6 +6,7 @@ one process. Its `report()` is not used: metrics that come without one of its ow
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import logging
 import secrets
@@ -14,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, TimeoutError as FutureTimeoutError
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
@@ -28,7 +29,6 @@ from shipline.train.signals import Signals, ending
 try:
     import ray
     import ray.cloudpickle
-    from ray._private.state import state as cluster_state
     from ray.experimental.internal_kv import _internal_kv_put
     from ray.train import LoggingConfig, RunConfig, ScalingConfig
     from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
@@ -39,10 +39,11 @@ except ModuleNotFoundError as error:
 from shipline.checkpoint import open_checkpoint
 from shipline.train.checkpoints.weights import load_whole
 from shipline.train.launch.cluster import connected, head_answers, is_kept
-from shipline.train.launch.controller import Training, Watch
-from shipline.train.launch.faults import fault_of, first_error
+from shipline.train.launch.controller import End, Training, Watch
+from shipline.train.launch.faults import MOST_TEXT, fault_of, first_error
 from shipline.train.launch.group import GroupConfig
 from shipline.train.launch.lease import Lease
+from shipline.train.launch.room import check_room, no_room
 from shipline.train.launch.worker import KV_NAMESPACE, last_committed, work
 
 if TYPE_CHECKING:
@@ -50,8 +51,11 @@ if TYPE_CHECKING:
     from shipline.train.stage import Work
     from shipline.train.trainer import Trainer
 
+logger = logging.getLogger(__name__)
+
 _LOOK_S = 0.5
 _HEAD_S = 2.0
+_END_S = 30.0  # for the workers to be gone when the driver has given up
 
 
 def launch(trainer: Trainer, module: Any, data: DataModule | None, stage: Work, **options: Any) -> Any:
@@ -73,8 +77,9 @@ def launch(trainer: Trainer, module: Any, data: DataModule | None, stage: Work, 
         there = ray.is_initialized() and not is_kept()
         stack.enter_context(connected(cluster, trainer.workers, elastic=trainer.worker_range is not None))
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="shipline-ray-"))
-        _check_resources(trainer, resources)
+        check_room(trainer, resources)
         key = secrets.token_hex(8)
+        stays = there or is_kept()
         training = Training(
             work,
             options=cluster,
@@ -97,14 +102,19 @@ def launch(trainer: Trainer, module: Any, data: DataModule | None, stage: Work, 
             run_config=RunConfig(
                 storage_path=scratch,
                 logging_config=LoggingConfig(log_level="CRITICAL"),
-                callbacks=[Watch(cluster)],
+                callbacks=[Watch(cluster), *([End(_ended(key))] if stays else [])],
                 worker_runtime_env=_runtime_env(trainer) if there else {},
             ),
         )
         try:
-            returned = _supervised(training.fit, trainer, stage, key, lease).return_value
+            returned = _supervised(training.fit, trainer, stage, key, lease, stays=stays).return_value
         except TrainingFailedError as error:
-            raise _first_cause(error, trainer) from error
+            raise _first_cause(error, trainer, resources) from error
+        except ray.exceptions.RayError as error:  # no error of a worker's
+            raise TrainingError(
+                f"What controls the workers has ended: {' '.join(str(error).split())[:MOST_TEXT]} Start the run again "
+                "with ckpt_path='last'."
+            ) from error
         return _take_back(trainer, module, stage, returned)
 
 
@@ -151,38 +161,37 @@ def _runtime_env(trainer: Trainer) -> dict[str, Any]:
     return dict(found)
 
 
-def _check_resources(trainer: Trainer, resources: dict[str, float]) -> None:
-    """Ray would wait for ever for what the cluster does not have, and will not get."""
-    workers = trainer.worker_range[0] if trainer.worker_range else trainer.workers
-    have = ray.cluster_resources()
-    could = cluster_state.get_max_resources_from_cluster_config() or {}  # of a cluster that grows
-    for name, each in resources.items():
-        room = max(have.get(name, 0), could.get(name, 0))
-        if each and room < workers * each:
-            least = "" if trainer.worker_range is None else " at least"
-            raise ConfigError(
-                f"Trainer has workers={workers}{least}, and each takes {each:g} {name}, but the cluster has {room:g}: "
-                f"set workers to {int(room // each)} or less."
-            )
-
-
-def _supervised(fit: Callable[[], Any], trainer: Trainer, stage: Work, key: str, lease: Lease | None) -> Any:
-    """Wait for the workers, for signals, and for the end of the cluster's head, which Ray itself notices late."""
+def _supervised(
+    fit: Callable[[], Any], trainer: Trainer, stage: Work, key: str, lease: Lease | None, *, stays: bool
+) -> Any:
+    """Return what Ray Train does; on a cluster that stays, nothing of it is left when the driver gives up."""
     outcome: Future[Any] = Future()
     threading.Thread(target=_run, args=(fit, outcome), name="shipline-ray-train", daemon=True).start()
+    try:
+        return _waited(outcome, trainer, stage, key, lease)
+    except BaseException:
+        if stays and not outcome.done():
+            _give_up(outcome, key)
+        raise
+
+
+def _waited(outcome: Future[Any], trainer: Trainer, stage: Work, key: str, lease: Lease | None) -> Any:
+    """Wait for the workers, for signals, and for the end of the cluster's head, which Ray itself notices late."""
     signals, told_at = Signals(), 0.0
     answered = looked = time.monotonic()
     with signals.handled():
         while True:
-            with contextlib.suppress(FutureTimeoutError):
-                return outcome.result(timeout=_LOOK_S)
+            concurrent.futures.wait([outcome], timeout=_LOOK_S)
+            if outcome.done():  # perhaps with a TimeoutError of its own
+                return outcome.result()
             now = time.monotonic()
             if signals.received is not None and not told_at:
                 told_at = _tell(signals.received, stage, key)
             if told_at and now - told_at > trainer.cluster.grace_s:
+                logger.warning("The workers have not saved within grace_s=%g seconds.", trainer.cluster.grace_s)
                 raise ending(signals.received or 0)
             if lease is not None and lease.is_lost:
-                raise TrainingError("Another driver has taken this run over, since this one seemed dead.")
+                raise lease.lost()
             if now - looked > _HEAD_S:
                 looked = now
                 answered = now if head_answers() else answered
@@ -191,6 +200,21 @@ def _supervised(fit: Callable[[], Any], trainer: Trainer, stage: Work, key: str,
                         f"The head of the cluster has not answered for {now - answered:.0f} s. Start the run again "
                         "with ckpt_path='last' when there is a cluster."
                     )
+
+
+def _give_up(outcome: Future[Any], key: str) -> None:
+    """Let the controller end itself and the workers; without a head there is nobody to tell, and nothing stays."""
+    if not head_answers():
+        return
+    _internal_kv_put(_ended(key).encode(), b"1", namespace=KV_NAMESPACE)
+    concurrent.futures.wait([outcome], timeout=_END_S)
+    if not outcome.done():
+        logger.warning("The workers have not ended for %g s: they end when their controller answers again.", _END_S)
+
+
+def _ended(key: str) -> str:
+    """Where the driver says that it has given up."""
+    return f"{key}-ended"
 
 
 def _run(fit: Callable[[], Any], outcome: Future[Any]) -> None:
@@ -202,7 +226,7 @@ def _run(fit: Callable[[], Any], outcome: Future[Any]) -> None:
 
 def _tell(number: int, stage: Work, key: str) -> float:
     """Let the workers save and end; what cannot be saved ends at once."""
-    if stage != "fit":
+    if stage != "fit" or not head_answers():
         raise ending(number)
     _internal_kv_put(key.encode(), str(number).encode(), namespace=KV_NAMESPACE)
     return time.monotonic()
@@ -227,14 +251,11 @@ def _take_back(trainer: Trainer, module: Any, stage: Work, data: bytes) -> Any:
     return returned["found"]
 
 
-def _first_cause(error: TrainingFailedError, trainer: Trainer) -> ShiplineError:
+def _first_cause(error: TrainingFailedError, trainer: Trainer, resources: dict[str, float]) -> ShiplineError:
     """Return what a worker raised, if it is one of our errors, or one that names worker, node, step and cause."""
     cause = getattr(error, "controller_failure", None) if isinstance(error, ControllerError) else None
     if isinstance(cause, WorkerGroupStartupTimeoutError):
-        return TrainingError(
-            f"The cluster has had no room for {trainer.workers} workers for {trainer.cluster.wait_s:g} s: add nodes, "
-            "set workers=(least, most), or RayCluster(wait_s=...)."
-        )
+        return no_room(trainer, resources)
     if isinstance(error, WorkerGroupError) and (first := first_error(error)) is not None:
         if first.error is not None:
             return first.error

@@ -16,14 +16,10 @@ from ray.train.v2.api.exceptions import PreemptionError, WorkerGroupError
 
 from shipline.errors import HungError, ShiplineError
 from shipline.train.signals import TakenAway
+from shipline.train.worker import is_echo
 
 Cause = Literal["code", "loss", "preemption"]
 MOST_TEXT = 600
-#: What connections say whose other end is gone.
-_ECHOES = (
-    "connection closed by peer", "connection reset", "connection refused", "broken pipe", "timed out waiting", "gloo",
-    "nccl", "socket", "recvvalue failed", "peer", "process group", "store",
-)  # fmt: skip
 _NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "out of memory", "std::bad_alloc", "memoryerror")
 
 
@@ -76,15 +72,7 @@ class WorkerError(Exception):
         if isinstance(error, MemoryError) or any(sign in text.lower() for sign in _NO_MEMORY):
             text = f"out of memory: {text} Take a smaller batch, or a machine with more."
         ours = error if isinstance(error, ShiplineError) else None
-        return cls(where, step, text, echo=ours is None and _is_echo(error), error=ours, trace=trace)
-
-
-def _is_echo(error: BaseException) -> bool:
-    """Whether what torch.distributed raised tells of somebody else's end."""
-    kinds = {kind.__name__ for kind in type(error).__mro__}
-    text = str(error).lower()
-    remote = bool(kinds & {"DistError", "DistBackendError", "DistNetworkError", "ConnectionError"})
-    return remote or ("RuntimeError" in kinds and any(sign in text for sign in _ECHOES))
+        return cls(where, step, text, echo=is_echo(error), error=ours, trace=trace)
 
 
 class WorkerLostError(Exception):

@@ -5,8 +5,11 @@ PyTorch's own rendezvous listens on every network of the machine, and believes w
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -15,6 +18,7 @@ import ray
 import torch.distributed as dist
 from ray.train.torch import TorchConfig
 from ray.train.torch.config import _set_torch_distributed_env_vars, _TorchBackend
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from shipline.train.environments.network import use_interface
@@ -22,6 +26,7 @@ from shipline.train.environments.network import use_interface
 #: Of the first worker: where the others find it, held until they come.
 _listening: socket.socket | None = None
 _KEY = "shipline"
+_ANSWER_S = 300.0  # where a worker first has to import all that it needs
 
 
 @dataclass
@@ -39,14 +44,50 @@ class _Backend(_TorchBackend):  # type: ignore[misc]
         resources = worker_group.get_resources_per_worker()
         # Objects and flags go over gloo also where gradients go over NCCL: they need not wait for a device.
         backend = backend_config.backend or ("cpu:gloo,cuda:nccl" if resources.get("GPU") else "gloo")
-        host, port = worker_group.execute_single(0, listen)
-        worker_group.execute(_set_torch_distributed_env_vars)
-        size = len(worker_group)
-        joined = [
-            worker_group.execute_single_async(rank, join, host, port, rank, size, backend, backend_config.timeout_s)
-            for rank in range(size)
-        ]
-        ray.get(joined)
+        size, patience = len(worker_group), backend_config.timeout_s
+        with beginning(worker_group):
+            [(host, port)] = answers([worker_group.execute_single_async(0, listen)])
+            on_each(worker_group, _set_torch_distributed_env_vars)
+            joined = [
+                worker_group.execute_single_async(rank, join, host, port, rank, size, backend, patience)
+                for rank in range(size)
+            ]
+            answers(joined, patience + _ANSWER_S)
+
+
+@contextlib.contextmanager
+def beginning(worker_group: Any) -> Iterator[None]:
+    """Give back the place of workers that cannot begin: Ray Train does so only for those that do not count as begun."""
+    try:
+        yield
+    except BaseException:
+        worker_group._clear_state()  # noqa: SLF001 -- has no public name
+        raise
+
+
+def on_each(worker_group: Any, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Return what a function returns on each worker, in order of rank."""
+    return answers(worker_group.execute_async(function, *arguments))
+
+
+def answers(calls: list[Any], patience: float = _ANSWER_S) -> list[Any]:
+    """Return what workers answer, one call each.
+
+    One that is gone ends it at once, since the others may wait for it; one that is silent is as good as gone.
+
+    Raises:
+        RayActorError: one is gone.
+        WorkerGroupStartupFailedError: some have not answered in time.
+    """
+    end, silent = time.monotonic() + patience, calls
+    while silent:
+        answered, silent = ray.wait(silent, timeout=max(0.0, end - time.monotonic()))
+        if not answered:
+            ranks = ", ".join(str(calls.index(call)) for call in silent)
+            raise WorkerGroupStartupFailedError(f"Workers {ranks} of {len(calls)} are silent for {patience:g} s.")
+        ray.get(answered)
+    found: list[Any] = ray.get(calls)
+    return found
 
 
 def listen() -> tuple[str, int]:

@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import psutil
 
-from shipline.errors import ConfigError, ExistsError, NotFoundError, ShiplineError
+from shipline.errors import ConfigError, ExistsError, NotFoundError, ShiplineError, TrainingError
 from shipline.store import Store
 
 DIRECTORY = "driver"
@@ -45,6 +45,8 @@ class Lease:
         self._number = -1
         #: Whether another driver has taken the run over, since this one seemed dead.
         self.is_lost = False
+        #: Who that is.
+        self.successor = ""
         self._ended = threading.Event()
         self._beats = 0
 
@@ -76,8 +78,8 @@ class Lease:
         while not self._ended.wait(self._beat_s):
             self._beats += 1
             with contextlib.suppress(ShiplineError):  # a store that is away is no reason to stop
-                self.is_lost = self._numbers()[-1:] > [self._number]
-                if self.is_lost:
+                if (newest := self._numbers()[-1:]) > [self._number]:
+                    self.successor, self.is_lost = self._owner(newest[0]), True
                     return
                 self._run.write(self._key(self._number), self._content())
 
@@ -96,11 +98,22 @@ class Lease:
         return True
 
     def _taken(self, number: int) -> ConfigError:
-        owner = self._read(number) or {"host": "another machine", "pid": "unknown"}
         return ConfigError(
-            f"{self._run} is being trained by process {owner['pid']} on {owner['host']}: wait for it or end it, or "
-            "leave out ckpt_path to begin another run."
+            f"{self._run} is being trained by {self._owner(number)}: wait for it or end it, or leave out ckpt_path to "
+            "begin another run."
         )
+
+    def lost(self) -> TrainingError:
+        """Return what this driver says when another has taken the run over."""
+        return TrainingError(
+            f"Another driver, {self.successor}, has taken {self._run} over, since this one had not shown for "
+            f"{self._silent_s:g} s that it lives: it was stopped, or could not reach the store. The workers of this "
+            "one are ended; the other goes on from the last checkpoint."
+        )
+
+    def _owner(self, number: int) -> str:
+        owner = self._read(number) or {}
+        return f"process {owner.get('pid', 'unknown')} on {owner.get('host', 'another machine')}"
 
     def _numbers(self) -> list[int]:
         return sorted(int(name) for name in self._run.list(DIRECTORY) if name.isdecimal())

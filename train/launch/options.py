@@ -34,7 +34,8 @@ class RayCluster(Configurable):
         resize_check_s: with `workers=(least, most)`, seconds between two looks for more resources.
         grace_s: seconds that the workers have for a checkpoint when they are told to end.
         head_timeout_s: seconds without an answer of the cluster's head after which the run fails.
-        keep_warm: leave a cluster that the run has started for the next run of this process.
+        keep_warm: leave a cluster that the run has started for the next run of this process; one that wants more CPUs,
+            another runtime_env, or directories in it, which are copied at the start, gets a new one.
         allow_open: use a cluster that lets in everybody: without RAY_AUTH_MODE=token, who reaches it runs code on it.
 
     Raises:

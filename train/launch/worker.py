@@ -18,14 +18,15 @@ from ray.experimental.internal_kv import _internal_kv_get
 from ray.train.v2._internal.execution.context import get_train_context
 
 from shipline.checkpoint import Checkpoint, open_checkpoint
-from shipline.errors import ConfigError, NotFoundError, ShiplineError
+from shipline.errors import ConfigError, NotFoundError
 from shipline.store import join
 from shipline.train.checkpoints import find_checkpoint
 from shipline.train.checkpoints.weights import dump_weights
+from shipline.train.distributed import first_does
 from shipline.train.distributed.watchdog import apart
 from shipline.train.launch.faults import Where, WorkerError
 from shipline.train.signals import TAKEN_AWAY, TakenAway
-from shipline.train.strategies import Strategy, pick_strategy
+from shipline.train.strategies import pick_strategy
 from shipline.train.trainer import Trainer
 from shipline.train.worker import run_worker
 
@@ -108,7 +109,7 @@ def _work(
     strategy = pick_strategy(trainer.strategy_setting, where.workers)
     trainer.workers = where.workers
     if "resume" in options and _attempt.restarted:
-        options["resume"] = _resume_point(trainer, strategy, options["resume"], config["committed"])
+        options["resume"] = _resume_point(trainer, options["resume"], config["committed"])
     trainer.signals.ask, _attempt.trainer = _what_was_told, trainer
     if where.rank == 0:
         threading.Thread(target=_listen, args=(config["key"],), daemon=True).start()
@@ -141,20 +142,21 @@ def last_committed(trainer: Trainer) -> str | None:
     return None if trainer.run_directory is None else join(trainer.run_directory.store.url, "last")
 
 
-def _resume_point(trainer: Trainer, strategy: Strategy, given: Any, committed: str | None) -> Checkpoint | None:
-    """Return what the run committed last, the same on all workers; where it has nothing yet, what it began with."""
-    found: str | ShiplineError | None = None
-    if strategy.rank == 0 and (url := last_committed(trainer)) is not None:
-        try:
+def _resume_point(trainer: Trainer, given: Any, committed: str | None) -> Checkpoint | None:
+    """Return what the run committed last, the same on all workers; where it has nothing yet, what it began with.
+
+    The first worker reads all of it; the others need not.
+    """
+
+    def find() -> str | None:
+        if (url := last_committed(trainer)) is None:
+            return None
+        with contextlib.suppress(NotFoundError):
             checkpoint = find_checkpoint(url)
-            found = None if checkpoint.manifest.digest == committed else checkpoint.store.url
-        except NotFoundError:
-            found = None
-        except ShiplineError as error:
-            found = error
-    found = strategy.broadcast(found)
-    if isinstance(found, ShiplineError):
-        raise found
+            return None if checkpoint.manifest.digest == committed else checkpoint.store.url
+        return None
+
+    found = first_does(find)
     return given if found is None else open_checkpoint(found)
 
 

@@ -16,9 +16,9 @@ from uvicorn.server import ServerState
 
 from shipline.serve.errors import RequestError, bad, overloaded
 from shipline.serve.http.cycle import forget, taking_whole, whole
-from shipline.serve.http.direct import Direct, usual
+from shipline.serve.http.direct import REFUSED, Direct, refuse, usual
 from shipline.serve.http.endpoints import error_answer
-from shipline.serve.http.gate import HEALTH, App, only
+from shipline.serve.http.gate import HEALTH, App
 from shipline.serve.settings import Limits
 
 # What the connection waits for: a request, the rest of its head, the rest of its body.
@@ -87,6 +87,7 @@ class Connection(HttpToolsProtocol):
         self._crowded = False
         self._unread_since: float | None = None
         self._closing_since: float | None = None
+        self._unwanted = 0  # bytes that are left of a body whose request was refused at its head
         self._answered: Any = None  # the cycle that is being answered, which others may have come behind
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -99,7 +100,6 @@ class Connection(HttpToolsProtocol):
         self._find = getattr(self.app, "direct", None)
         if self._crowded:
             self._find = None
-            self.app = only(HEALTH, self.app, overloaded("Too many connections. Try again in a second."))
             if found >= limit + _EXTRA:
                 transport.abort()
 
@@ -108,10 +108,13 @@ class Connection(HttpToolsProtocol):
         if self.flow.held:
             self.flow.held += data
             return
-        if len(data) <= _PIECE and not self.pipeline and not self._deaf:
+        if len(data) <= _PIECE and not self.pipeline and not self._deaf and not self._unwanted:
             self._feed(data)
             return
         while data and not self._deaf:
+            if self._unwanted:
+                data = self._behind_unwanted(data)
+                continue
             if len(self.pipeline) >= self._limits.pipelined:
                 self.flow.pause_reading()
                 self.flow.held = data
@@ -119,6 +122,16 @@ class Connection(HttpToolsProtocol):
             size = _PIECE_OF_BODY if self._awaited == _BODY and not self.pipeline else _PIECE
             self._feed(data[:size])  # no copy where it is all
             data = data[size:]
+
+    def _behind_unwanted(self, data: bytes) -> bytes:
+        """Return what follows the body that nobody needs; reading on spares the client a new connection."""
+        passed = min(self._unwanted, len(data))
+        self._unwanted -= passed
+        if not self._unwanted:
+            self.parser = httptools.HttpRequestParser(self)  # the old one stands within the body
+            self._awaited = _NOTHING
+            self._since = self.loop.time()
+        return data[passed:]
 
     def _feed(self, piece: bytes) -> None:
         in_head = self._awaited == _HEAD
@@ -173,6 +186,8 @@ class Connection(HttpToolsProtocol):
             raise self._head_too_large()
         if self._begin_direct():
             return
+        if self._crowded and self.url.decode("latin-1") not in HEALTH:  # not even the body is waited for
+            raise overloaded("Too many connections. Try again in a second.")
         super().on_headers_complete()
         if len(self.pipeline) < self._limits.pipelined:
             self.flow.resume_reading()  # uvicorn would not hear that the client is gone
@@ -194,8 +209,15 @@ class Connection(HttpToolsProtocol):
         if found is None:
             return False
         endpoint, headers = found
-        self.cycle = self._answered = Direct(endpoint, headers, self.client, self)
         self._awaited = _BODY
+        try:
+            endpoint.model.check_room()
+        except RequestError as error:
+            self.cycle = self._answered = REFUSED
+            self._unwanted = int(headers[b"content-length"])
+            refuse(endpoint, headers, error, self)
+        else:
+            self.cycle = self._answered = Direct(endpoint, headers, self.client, self)
         return True
 
     def described(self) -> dict[str, Any]:
@@ -215,6 +237,8 @@ class Connection(HttpToolsProtocol):
         """Take a part of the body."""
         if type(self.cycle) is Direct:
             self.cycle.parts.append(body)
+        elif self._unwanted:
+            self._unwanted -= len(body)
         else:
             super().on_body(body)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from shipline.errors import InputError
-from shipline.serve.errors import bad
+from shipline.serve.errors import RequestError, bad
 from shipline.serve.http.cycle import whole
 from shipline.serve.http.endpoints import CANCELLED, JSON_LENGTH, OFF_LOOP_BYTES, InferEndpoint, failed
 
@@ -66,7 +66,6 @@ class Direct:
         """Begin, the body being there."""
         self._began = time.perf_counter()
         try:
-            self._endpoint.model.check_room()
             request, self._job = self._endpoint.begin(b"".join(self.parts), self._headers, self._client, self._trace)
         except Exception as error:
             self._fail(error)
@@ -111,6 +110,31 @@ class Direct:
         if not self.keep_alive:
             connection.transport.close()
         connection.on_response_complete()
+
+
+class _Refused:
+    """A request that was answered at its head; to uvicorn's connection it looks like one of its own."""
+
+    message_event = _NoEvent()
+    keep_alive = response_started = response_complete = True
+    more_body = disconnected = False
+
+
+REFUSED = _Refused()
+
+
+def refuse(endpoint: InferEndpoint, headers: dict[bytes, bytes], error: RequestError, connection: Any) -> None:
+    """Answer with the error a request whose body has not arrived, and need not be looked at."""
+    model = endpoint.model
+    status, body, answered = failed(error, headers, model.name)
+    model.metrics.answered(endpoint.name, status, 0.0)
+    if model.tracing is not None:
+        trace = model.tracing.http(endpoint.route, headers, connection.described())
+        if trace is not None:
+            trace.end(status, status, dict(answered)[b"x-request-id"].decode())
+    all_headers = (*connection.server_state.default_headers, *answered)
+    connection.transport.write(whole(status, all_headers, body, keep_alive=True))
+    connection.on_response_complete()
 
 
 def usual(url: bytes, headers: list[tuple[bytes, bytes]], find: Callable[[bytes, bytes], InferEndpoint | None]) -> Any:

@@ -69,8 +69,7 @@ class PredictionEndpoint(ABC):
         try:
             if scope["method"] != "POST":
                 raise RequestError(405, "Use POST.", {"allow": "POST"})
-            encoding = bodies.encoding(headers)
-            self.check_type(media_type_of(headers), headers)
+            encoding = self._check_head(headers)
             body = await read_body(headers, receive)
             began = time.perf_counter()
             self._model.check_room()
@@ -97,6 +96,14 @@ class PredictionEndpoint(ABC):
         if trace is not None:
             trace.end(status, status, dict(extra).get(b"x-request-id", b"").decode())
         await respond(scope, send, status, answer, extra)
+
+    def _check_head(self, headers: Headers) -> bytes | None:
+        """Return how the body is packed; RequestError where it need not be read."""
+        encoding = bodies.encoding(headers)
+        self.check_type(media_type_of(headers), headers)
+        if b"expect" not in headers:  # who waits to be asked for his body may not send it behind an answer
+            self._model.check_room()
+        return encoding
 
     def check_type(self, media_type: bytes | None, headers: Headers) -> None:
         """Raise RequestError 415 unless bodies of this media type are taken; None where the client named none."""

@@ -14,11 +14,15 @@ from bad_requests import BAD, Bad, x
 from helpers import listens, wait_until
 from serving import (
     Answer,
+    check_error,
     connect,
+    gated,
     gated_server,
     post,
     publish_all,
+    publish_identity,
     receive,
+    register_double,
     talk,
     web,
 )
@@ -27,7 +31,7 @@ from shipline.serve.http import direct
 from shipline.serve.http.cycle import TASK
 from shipline.serve.http.endpoints import InferEndpoint
 from shipline.serve.server import BackgroundServer
-from shipline.serve.settings import ServerSettings
+from shipline.serve.settings import Limits, ServerSettings
 
 INFER = "/v2/models/linear/infer"
 
@@ -235,3 +239,50 @@ def test_what_has_been_answered_is_cancelled_no_more(server: BackgroundServer) -
     scope: dict[str, Any] = {"method": "POST", "headers": [], "client": None}
     asyncio.run(endpoint(scope, receive_, send))
     assert found == [False, False, False]
+
+
+@pytest.mark.parametrize("headers", [(), ("X-Request-Id: a",)], ids=["short way", "long way"])
+@pytest.mark.parametrize("cut", [0, 1, 5000, 99_999, 100_000, 100_001], ids=lambda cut: f"{cut} bytes first")
+def test_what_there_is_no_room_for_is_refused_before_its_body_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, headers: tuple[str, ...], cut: int
+) -> None:
+    """And what follows the body, on the same connection, is answered as if nothing had been."""
+    with gated_server(tmp_path, monkeypatch) as gated:
+        gated.ask(0.0)
+        path, good = "/v2/models/gated/infer", json.dumps(gated.body(7.0)).encode()
+        monkeypatch.setattr(gated.batcher, "_max_queued", 0)
+        head, body = post(path, b"", *headers).replace(b"Length: 0", b"Length: 100000"), b"x" * 100_000
+        sent = body + post(path, good)
+        with connect(gated.url) as connection:
+            for _ in range(3):
+                connection.sendall(head + sent[:cut])
+                if cut > len(body):  # the next head has begun, and no other can stand before it
+                    break
+                check_error(receive(connection), 503, "Too many requests are waiting")
+                connection.sendall(body[cut:])
+            if cut > len(body):
+                check_error(receive(connection), 503, "Too many requests are waiting")
+                connection.sendall(sent[cut : len(body) + 30])
+            monkeypatch.undo()
+            connection.sendall(sent[len(body) + 30 :] if cut > len(body) else sent[len(body) :])
+            answer = receive(connection)
+        assert (answer.status, json.loads(answer.content)["outputs"][0]["data"]) == (200, [7])
+        told = web.get(f"{gated.url}/metrics").text
+        count = 1 if cut > len(body) else 3
+        assert f'endpoint="infer",model="gated",status="503",version="1"}} {count}.0' in told
+        wait_until(lambda: gated.model._users == 0)
+
+
+def test_the_rest_of_a_body_that_was_refused_must_come_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish_identity(tmp_path / "gated")
+    register_double(monkeypatch)
+    settings = ServerSettings(limits=Limits(body_s=0.5))
+    with BackgroundServer(str(tmp_path), settings=settings) as server:
+        held = gated(server._serving)
+        held.ask(0.0)
+        monkeypatch.setattr(held.batcher, "_max_queued", 0)
+        head = post("/v2/models/gated/infer", b"").replace(b"Length: 0", b"Length: 100000")
+        with connect(server.url) as connection:
+            connection.sendall(head)
+            check_error(receive(connection), 503)
+            assert connection.recv(1) == b""  # it is closed

@@ -45,8 +45,8 @@ class Batch:
 
     @property
     def asked(self) -> list[Job]:
-        """Those that somebody has asked for: a canary is none."""
-        return [job for job in self.jobs if job.terms is not CANARY]
+        """Those that somebody has asked for, and not the server itself."""
+        return [job for job in self.jobs if job.terms is not OWN]
 
 
 class BatcherStats:
@@ -157,7 +157,9 @@ class Batcher:
             return True
         self._watched = asyncio.Event()
         # Also beside others that wait: their callers may all go away.
-        canary = None if self._running else self._enter(row, 1, CANARY, 0)
+        canary = None if self._running else self._enter(row, 1, OWN, 0)
+        if canary is not None:  # that it ends is enough, an error is no news
+            canary.future.add_done_callback(lambda future: future.cancelled() or future.exception())
         try:
             await asyncio.wait_for(self._watched.wait(), limit_s)
         except TimeoutError:
@@ -222,7 +224,7 @@ class Batcher:
             return
         self._running.discard(batch)
         for job, outcome in zip(batch.jobs, outcomes, strict=True):
-            if job.future.done() or job.terms is CANARY:
+            if job.future.done():
                 continue
             if isinstance(outcome, Exception):
                 job.future.set_exception(outcome)
@@ -293,7 +295,8 @@ class Batcher:
 
 
 _USUAL = Terms()
-CANARY = Terms(client="canary")
+# Rows that the server asks for itself: probes and golden rows. They are in no metric.
+OWN = Terms(client="own")
 
 
 def execute(run: Run, jobs: list[Job]) -> list[Outcome]:

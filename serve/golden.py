@@ -14,6 +14,7 @@ import safetensors.numpy
 from shipline.artifact import GOLDEN, GOLDEN_TENSORS, Artifact
 from shipline.backends.base import Arrays
 from shipline.errors import IntegrityError, SchemaError, ServingError
+from shipline.serve.batcher import OWN
 from shipline.serve.errors import RequestError
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ async def replay(model: ServedModel, rows: GoldenRows) -> None:
         if rows.raw:
             _check_prepared(model, rows.raw[number], inputs, number)
         try:
-            outputs = await model.infer(inputs, 1)
+            outputs = await model.infer(inputs, 1, OWN)
         except Exception as error:
             raise _wrong(model, number, f"it raises {type(error).__name__}: {error}") from error
         for name, want in expected.items():

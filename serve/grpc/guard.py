@@ -20,7 +20,9 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         self._access = access
 
     async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], call: Any) -> Any:
-        """Return what answers the call, or what refuses it."""
+        """Return what answers the call, or what refuses it; nothing where there is no such method."""
+        if (handler := await continuation(call)) is None:
+            return None
         headers = [
             (name.encode(), value if isinstance(value, bytes) else value.encode())
             for name, value in call.invocation_metadata
@@ -30,7 +32,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             self._access.authorise([call.method.rpartition("/")[2]], headers, "grpc")
         except RequestError as error:
             return _refusing(error)
-        return await continuation(call)
+        return handler
 
 
 def _refusing(error: RequestError) -> Any:

@@ -14,7 +14,7 @@ from serving import Gated, gated_server, web
 
 from shipline.backends.base import Arrays
 from shipline.serve import model
-from shipline.serve.batcher import CANARY
+from shipline.serve.batcher import OWN
 from shipline.serve.jobs import Job, Terms
 
 LIVE = "/v2/health/live"
@@ -118,7 +118,7 @@ def test_a_row_of_a_probe_in_a_batch_of_others_is_not_counted(server: Gated, mon
     batcher, begin = server.batcher, server.batcher._enter
 
     def both(inputs: Arrays, rows: int, terms: Terms, size: int) -> Job:
-        if terms is CANARY:
+        if terms is OWN:
             begin(inputs, rows, Terms(), size)  # who has asked in the same turn of the loop
         return begin(inputs, rows, terms, size)
 

@@ -365,6 +365,11 @@ def test_the_other_protocol_asks_for_the_same_keys(repository: str, keys: str, n
             assert grpc_code(server, name) is grpc.StatusCode.PERMISSION_DENIED
 
 
+def test_a_method_that_there_is_not_needs_no_key_to_be_found_missing(repository: str, keys: str) -> None:
+    with BackgroundServer(repository, grpc_port=0, settings=ServerSettings(api_keys=keys)) as server:
+        assert grpc_code(server, "SystemSharedMemoryStatus") is grpc.StatusCode.UNIMPLEMENTED
+
+
 def grpc_code(server: BackgroundServer, name: str, *metadata: tuple[str, str]) -> grpc.StatusCode:
     """What a call with an empty message ends with."""
     with grpc.insecure_channel(str(server.grpc_address)) as channel:

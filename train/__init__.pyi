@@ -35,7 +35,12 @@ from .callbacks import (
     TQDMProgressBar as TQDMProgressBar,
     WeightAveraging as WeightAveraging,
 )
-from .data import DataModule as DataModule, LightningDataModule as LightningDataModule, StreamedRows as StreamedRows
+from .data import (
+    DataModule as DataModule,
+    LightningDataModule as LightningDataModule,
+    RayRows as RayRows,
+    StreamedRows as StreamedRows,
+)
 from .launch.options import RayCluster as RayCluster
 from .loggers import (
     CSVLogger as CSVLogger,

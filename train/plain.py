@@ -246,7 +246,7 @@ class Loader:
 
     def __init__(self, loop: Loop, loader: Any) -> None:
         self._loop = loop
-        self.feed: Feed = any_feed(shard(loader, loop.rank, loop.world_size))
+        self.feed: Feed = any_feed(shard(loader, loop.rank, loop.world_size, strategy=loop.strategy))
 
     def __len__(self) -> int:
         return len(self.feed)

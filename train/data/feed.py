@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from shipline.train.data.generators import Generators
 from shipline.train.data.order import Order
+from shipline.train.data.ray_rows import own_rows
 from shipline.train.data.rows import as_it_is, whole_batches
 from shipline.train.data.workers import Begin, History, Traced
 
@@ -29,6 +30,7 @@ State = dict[str, Any]
 
 def feed(loader: Any, every: int = 1, first: int = 0) -> Feed:
     """Return the loader as a Feed, of each `every`-th batch from `first` on."""
+    loader = own_rows(loader)
     if isinstance(loader, Feed):
         return loader
     if isinstance(loader, DataLoader) and _is_ordinary(loader) and not isinstance(loader.dataset, IterableDataset):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import (
     BatchSampler,
@@ -15,11 +15,15 @@ from torch.utils.data import (
 
 from shipline.errors import ConfigError
 from shipline.train.data.combined import CombinedLoader, flatten, own_combined, unflatten
+from shipline.train.data.ray_rows import RayRows, own_rows
 from shipline.train.data.shares import SharedSampler
 from shipline.train.seed import current_seed
 
+if TYPE_CHECKING:
+    from shipline.train.strategies import Strategy
 
-def shard(loader: Any, rank: int, world_size: int, alone: bool = False) -> Any:
+
+def shard(loader: Any, rank: int, world_size: int, alone: bool = False, strategy: Strategy | None = None) -> Any:
     """Return a loader like `loader`, or several of them, over this worker's rows.
 
     All workers get equally many rows, shuffled alike if the loader shuffles: gradients are exchanged at each step.
@@ -29,14 +33,18 @@ def shard(loader: Any, rank: int, world_size: int, alone: bool = False) -> Any:
         rank: of this worker.
         world_size: workers.
         alone: shuffle as several workers do where there is one, who may be joined by others.
+        strategy: of the workers, who have to agree on the shares of a dataset of Ray's.
 
     Raises:
         ConfigError: the loader's order is the user's own, and so must its sharding be.
     """
     if isinstance(loader, CombinedLoader):
-        return CombinedLoader(shard(loader.iterables, rank, world_size, alone), loader.mode)
+        return CombinedLoader(shard(loader.iterables, rank, world_size, alone, strategy), loader.mode)
     if isinstance(loader, dict | list | tuple):
-        return unflatten(loader, iter([shard(item, rank, world_size, alone) for item in flatten(loader)]))
+        return unflatten(loader, iter([shard(item, rank, world_size, alone, strategy) for item in flatten(loader)]))
+    loader = own_rows(loader)
+    if isinstance(loader, RayRows) and world_size > 1 and strategy is not None:
+        return loader.sharded(strategy, equal=True)
     if (world_size == 1 and not alone) or not isinstance(loader, DataLoader) or is_sharded(loader):
         return loader
     if isinstance(loader.dataset, IterableDataset) and hasattr(loader.dataset, "sharded"):
@@ -44,9 +52,9 @@ def shard(loader: Any, rank: int, world_size: int, alone: bool = False) -> Any:
     if isinstance(loader.dataset, IterableDataset) or not _takes_each_row_once(loader):
         raise ConfigError(
             f"{world_size} workers need a share of the rows each, and this loader has an iterable dataset, or a "
-            "sampler or batch sampler of its own: use a map-style dataset with batch_size and shuffle, or "
-            "StreamedRows; shard it yourself with a DistributedSampler; or set use_distributed_sampler=False where it "
-            "is sharded already."
+            "sampler or batch sampler of its own: use a map-style dataset with batch_size and shuffle, StreamedRows or a "
+            "ray.data.Dataset; shard it yourself with a DistributedSampler; or set use_distributed_sampler=False "
+            "where it is sharded already."
         )
     return _with_sampler(
         loader,

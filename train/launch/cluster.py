@@ -156,8 +156,9 @@ def _start(options: RayCluster, workers: int) -> None:
 
 
 def _cpus(options: RayCluster, workers: int) -> int:
-    """What Ray is told that this machine has: enough for all workers, who then share what there is."""
-    return max(math.ceil(workers * options.resources_per_worker.get("CPU", 1)), os.cpu_count() or 1)
+    """What Ray is told that this machine has: enough for all workers and readers, who then share what there is."""
+    wanted = math.ceil(workers * options.resources_per_worker.get("CPU", 1)) + options.data_cpus
+    return max(wanted, os.cpu_count() or 1)
 
 
 @contextlib.contextmanager

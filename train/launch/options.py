@@ -34,6 +34,7 @@ class RayCluster(Configurable):
         resize_check_s: with `workers=(least, most)`, seconds between two looks for more resources.
         grace_s: seconds that the workers have for a checkpoint when they are told to end.
         head_timeout_s: seconds without an answer of the cluster's head after which the run fails.
+        data_cpus: CPUs that a cluster which the run starts has besides those of the workers: for the tasks of Ray Data.
         keep_warm: leave a cluster that the run has started for the next run of this process; one that wants more CPUs,
             another runtime_env, or directories in it, which are copied at the start, gets a new one.
         allow_open: use a cluster that lets in everybody: without RAY_AUTH_MODE=token, who reaches it runs code on it.
@@ -53,6 +54,7 @@ class RayCluster(Configurable):
     resize_check_s: float = 60.0
     grace_s: float = 60.0
     head_timeout_s: float = 20.0
+    data_cpus: int = 0
     keep_warm: bool = False
     allow_open: bool = False
 
@@ -63,10 +65,11 @@ class RayCluster(Configurable):
                 f"RayCluster has placement={self.placement!r}.{nearest(str(self.placement), get_args(Placement))} "
                 f"Known: {', '.join(get_args(Placement))}."
             )
-        for name in ("max_failures", "max_losses", "max_preemptions"):
+        for name, least in (("max_failures", -1), ("max_losses", -1), ("max_preemptions", -1), ("data_cpus", 0)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < -1:
-                raise ConfigError(f"RayCluster has {name}={value!r}; set a whole number from 0 on, or -1 for no limit.")
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                or_all = ", or -1 for no limit" if least else ""
+                raise ConfigError(f"RayCluster has {name}={value!r}; set a whole number from 0 on{or_all}.")
         for name in ("wait_s", "resize_check_s", "grace_s", "head_timeout_s"):
             if not _is_number(value := getattr(self, name)) or value <= 0:
                 raise ConfigError(f"RayCluster has {name}={value!r}; set a number of seconds above 0.")

@@ -13,6 +13,7 @@ from shipline.errors import ConfigError
 from shipline.train.data.combined import any_feed
 from shipline.train.data.feed import Feed
 from shipline.train.data.limits import Limit, count_batches, least, several
+from shipline.train.data.ray_rows import RayRows, own_rows
 from shipline.train.data.sharding import is_sharded
 from shipline.train.hooks import is_foreign, overrides
 from shipline.train.loops.logging import collecting, log_values, reduced
@@ -52,7 +53,12 @@ def sources(trainer: Trainer, loaders: Any, limit: Limit) -> list[Source]:
     for loader in several(loaders):
         split = trainer.use_distributed_sampler and not is_sharded(loader)
         every, first = (trainer.strategy.data_world_size, trainer.strategy.data_rank) if split else (1, 0)
-        found.append(Source(any_feed(loader, every, first), count_batches(any_feed(loader), limit), every, first))
+        count = count_batches(any_feed(loader), limit)
+        if every > 1 and isinstance(rows := own_rows(loader), RayRows) and every == trainer.strategy.world_size:
+            own = any_feed(rows.sharded(trainer.strategy, equal=False))  # gives this worker's batches alone
+        else:
+            own = any_feed(loader, every, first)
+        found.append(Source(own, count, every, first))
     return found
 
 

@@ -44,8 +44,9 @@ class FitData:
             if trainer.overfit_batches:
                 loader = unshuffled(loader)
             if trainer.use_distributed_sampler:
-                alone = trainer.worker_range is not None
-                loader = self._even(shard(loader, trainer.strategy.data_rank, trainer.strategy.data_world_size, alone))
+                strategy, alone = trainer.strategy, trainer.worker_range is not None
+                loader = shard(loader, strategy.data_rank, strategy.data_world_size, alone, strategy)
+                loader = self._even(loader)
             self.train_loader = loader
             if isinstance(loader, dict | list | tuple):
                 loader = CombinedLoader(loader, "max_size_cycle")

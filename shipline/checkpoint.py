@@ -63,8 +63,10 @@ class Checkpoint(Committed[CheckpointManifest]):
 
         Raises:
             IntegrityError: the file is damaged.
+            NotFoundError: the checkpoint was deleted since it was opened.
         """
-        data = assemble(self.index(WEIGHTS_INDEX), self.read, str(self)) if self.is_sharded else self.read(WEIGHTS)
+        with self.kept():
+            data = assemble(self.index(WEIGHTS_INDEX), self.read, str(self)) if self.is_sharded else self.read(WEIGHTS)
         try:
             tensors = parse(data)
             return tensors | {name: tensors[source] for name, source in self.manifest.tied_weights.items()}

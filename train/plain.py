@@ -35,7 +35,7 @@ from torch.optim import Optimizer
 
 from shipline.checkpoint import Checkpoint, CheckpointManifest
 from shipline.errors import ConfigError
-from shipline.store import open_store
+from shipline.store import Store, open_store
 from shipline.store.commit import discard
 from shipline.train.accelerators.devices import to_device
 from shipline.train.checkpoints.restore import read_state
@@ -66,6 +66,7 @@ class Loop:
         self._resume = resume
         self._state = None if resume is None else read_state(resume)
         self._saved: str | None = None
+        self._read: set[str] = set()  # names of checkpoints before it that somebody was reading
         self._in_epoch = False
 
     @property
@@ -168,8 +169,15 @@ class Loop:
             self._manifest(tied),
             first=[each.save for each in trainer.loggers],
             replace=True,
-            then=partial(_after, trainer, store, name, None if old == name else old),
+            then=partial(self._after, store, name, None if old == name else old),
         )
+
+    def _after(self, store: Store, name: str, old: str | None) -> None:
+        """When a checkpoint is committed: point at it, and delete the one before, and what was being read until now."""
+        assert self._trainer.run_directory is not None
+        self._trainer.run_directory.point("last", name)
+        gone = {*self._read, *([] if old is None else [old])} - {name}
+        self._read = {each for each in gone if not discard(store, each)}
 
     def open_loggers(self) -> None:
         """Begin the records, or go on with them."""
@@ -259,13 +267,6 @@ class Loader:
             progress.all_batches += 1
             self._loop.heed_signals()
         self._loop._trainer.clock.rest()  # noqa: SLF001 -- what the function does between its loaders may take any time
-
-
-def _after(trainer: Trainer, store: Any, name: str, old: str | None) -> None:
-    assert trainer.run_directory is not None
-    trainer.run_directory.point("last", name)
-    if old is not None:
-        discard(store, old)
 
 
 def run_function(

@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import ClassVar, Generic, Self, TypeVar
@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from shipline.errors import ExistsError, IntegrityError, NotFoundError, SchemaError, ShiplineError
 from shipline.store.cache import Cache
 from shipline.store.entry import FileEntry, measure
+from shipline.store.readers import is_read, reading
 from shipline.store.store import Data, LocalStore, Store, open_store
 
 MANIFEST = "manifest.json"
@@ -156,9 +157,11 @@ class Publication:
     def _sweep(self) -> None:
         """Remove what earlier, unfinished publications of this directory left behind."""
         with contextlib.suppress(ShiplineError):  # it is committed, whatever becomes of the leftovers
-            for name in self.directory.list():
-                if name.startswith("data-") and name != self._nonce:
-                    self._remove_quietly(name)
+            leftovers = [n for n in self.directory.list() if n.startswith("data-") and n != self._nonce]
+            if leftovers and is_read(self.directory):  # what was replaced just now, perhaps: the next commit sweeps it
+                return
+            for name in leftovers:
+                self._remove_quietly(name)
 
     def _remove_quietly(self, key: str) -> None:
         # The caller's own error matters more than leftovers, which no reader sees and the next commit sweeps.
@@ -172,6 +175,7 @@ class Committed(Generic[M]):
     def __init__(self, store: Store, manifest: M) -> None:
         self.store = store
         self.manifest = manifest
+        self._readings = 0  # within each other, of which the first tells others
 
     @classmethod
     def open(cls, url: str | Store, model: type[M]) -> Self:
@@ -214,11 +218,42 @@ class Committed(Generic[M]):
         except NotFoundError as error:
             raise IntegrityError(f"{where} is missing, though its manifest lists it. Publish again.") from error
 
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Keep the directory from being deleted while it is read, where the store can be written.
+
+        Raises:
+            NotFoundError: it was deleted since it was opened.
+        """
+        if self._readings:
+            yield
+            return
+        with reading(self.store, MANIFEST):
+            self._readings += 1
+            try:
+                yield
+            finally:
+                self._readings -= 1
+
     def __str__(self) -> str:
         return self.url
 
 
-def discard(parent: Store, name: str) -> None:
-    """Delete a committed directory: its manifest first, so that no reader finds a directory that is going."""
-    parent.remove(f"{name}/{MANIFEST}")
+def discard(parent: Store, name: str) -> bool:
+    """Delete a committed directory, unless somebody reads it; return whether it is gone.
+
+    Its manifest goes first, so that no reader finds a directory that is going. See `shipline.store.readers`.
+    """
+    directory = parent.at(name)
+    if is_read(directory):
+        return False
+    try:
+        manifest = directory.read(MANIFEST)
+    except NotFoundError:  # left behind by one that was stopped here, or nothing at all
+        manifest = None
+    directory.remove(MANIFEST)
+    if manifest is not None and is_read(directory):
+        directory.write(MANIFEST, manifest)
+        return False
     parent.remove(name)
+    return True

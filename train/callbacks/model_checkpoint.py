@@ -112,6 +112,7 @@ class ModelCheckpoint(Callback):
             self.every_n_epochs = 1
 
     def _begin(self) -> None:
+        self._going: set[str] = set()  # names of those that are kept no longer
         self._kept: dict[str, float] = {}  # name -> score, where lower is better
         self._last: str | None = None
         self._last_step = self._last_batch = -1
@@ -158,6 +159,7 @@ class ModelCheckpoint(Callback):
         return {
             "kept": dict(self._kept),
             "last": self._last,
+            "going": sorted(self._going),
             "last_step": self._last_step,
             "last_batch": self._last_batch,
         }
@@ -165,8 +167,10 @@ class ModelCheckpoint(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up what was kept and is still there: what another run kept is not in this one's directory."""
         store = None if self.dirpath is None else open_store(self.dirpath)
-        there = {name for name in {*state["kept"], state["last"]} if name and store and _is_there(store, name)}
+        names = {*state["kept"], state["last"], *state.get("going", ())}
+        there = {name for name in names if name and store and _is_there(store, name)}
         self._kept = {name: score for name, score in state["kept"].items() if name in there}
+        self._going = {name for name in state.get("going", ()) if name in there}
         self._last = state["last"] if state["last"] in there else None
         self._last_step, self._last_batch = state["last_step"], state["last_batch"]
 
@@ -314,11 +318,12 @@ class ModelCheckpoint(Callback):
         trainer.saver.writer.wait()  # or a name that is being written would seem to be free
         store = open_store(self.dirpath)
         name = trainer.strategy.broadcast(self._free_name(store, trainer) if trainer.is_global_zero else None)
-        before = {*self._kept, self._last}
+        before = {*self._going, *self._kept, *([] if self._last is None else [self._last])}
         # The state that goes into the checkpoint knows of it, so that a resumed run prunes what this one wrote.
         self._last, self._last_step, self._last_batch = name, trainer.global_step, trainer.progress.all_batches
         if score is not None:
             self._keep(name, score)
+        self._going = before - {*self._kept, name}
         checkpoints.save(
             trainer,
             store.at(name),
@@ -326,7 +331,7 @@ class ModelCheckpoint(Callback):
             mode=self.mode if self.monitor else None,
             weights_only=self.save_weights_only,
             replace=not self.enable_version_counter,
-            then=partial(self._after, trainer, store, name, before - {*self._kept, self._last, None}),
+            then=partial(self._after, trainer, store, name),
         )
 
     def _keep(self, name: str, score: float) -> None:
@@ -338,7 +343,7 @@ class ModelCheckpoint(Callback):
             worst = max(reversed(self._kept), key=self._kept.__getitem__)
             del self._kept[worst]
 
-    def _after(self, trainer: Trainer, store: Store, name: str, old: set[Any]) -> None:
+    def _after(self, trainer: Trainer, store: Store, name: str) -> None:
         """When a checkpoint is committed: point at it, and delete what it replaces."""
         if self.verbose:
             logger.info("Saved %s/%s at step %d.", store, name, self._last_step)
@@ -348,8 +353,8 @@ class ModelCheckpoint(Callback):
                 run.point(pointer, target)
             else:
                 point(store, pointer, target)
-        for each in old:
-            discard(store, str(each))
+        # What somebody reads stays until the next checkpoint has been committed.
+        self._going = {each for each in self._going if not discard(store, each)}
 
     def _free_name(self, store: Store, trainer: Trainer) -> str:
         values = {**trainer.callback_metrics, "epoch": trainer.current_epoch, "step": trainer.global_step}

@@ -69,7 +69,7 @@ class OnExceptionCheckpoint(Callback):
             return
         store = open_store(self.dirpath)
         try:
-            if store.at(self.filename).exists(MANIFEST):
-                discard(store, self.filename)
+            if store.at(self.filename).exists(MANIFEST) and not discard(store, self.filename):
+                logger.warning("%s is being read, and stays: delete it later.", store.at(self.filename))
         except ShiplineError as error:
             logger.warning("OnExceptionCheckpoint could not delete %s: %s", store.at(self.filename), error)

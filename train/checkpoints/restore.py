@@ -41,6 +41,11 @@ def restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
             f"{checkpoint} holds weights only, so no run can go on from it: load them with load_from_checkpoint, or "
             "resume from one made with save_weights_only=False."
         )
+    with checkpoint.kept():
+        _restore(trainer, checkpoint)
+
+
+def _restore(trainer: Trainer, checkpoint: Checkpoint) -> None:
     state = read_state(checkpoint)
     own = own_state(*_shares(state, trainer.strategy))
     seen = {**state["module"], "callbacks": state["callbacks"]}
@@ -106,8 +111,10 @@ def load_module(module: Module, checkpoint: Checkpoint, strict: bool = True) -> 
     Raises:
         IntegrityError: it is damaged, or not of this module.
     """
-    own = read_state(checkpoint)["module"] if overrides(module, "on_load_checkpoint") and STATE in checkpoint else {}
-    load_weights(module, checkpoint, module.on_load_checkpoint, own, strict, load_whole)
+    with checkpoint.kept():
+        has_own = overrides(module, "on_load_checkpoint") and STATE in checkpoint
+        own = read_state(checkpoint)["module"] if has_own else {}
+        load_weights(module, checkpoint, module.on_load_checkpoint, own, strict, load_whole)
 
 
 def read_state(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -140,8 +147,9 @@ def find_checkpoint(url: str) -> Checkpoint:
 
 def _whole(checkpoint: Checkpoint) -> Checkpoint:
     """Read every file once: what is damaged must be found before anything of the run has changed."""
-    for name in checkpoint.manifest.files:
-        checkpoint.read(name)
+    with checkpoint.kept():
+        for name in checkpoint.manifest.files:
+            checkpoint.read(name)
     return checkpoint
 
 

@@ -52,8 +52,8 @@ def shard(loader: Any, rank: int, world_size: int, alone: bool = False, strategy
     if isinstance(loader.dataset, IterableDataset) or not _takes_each_row_once(loader):
         raise ConfigError(
             f"{world_size} workers need a share of the rows each, and this loader has an iterable dataset, or a "
-            "sampler or batch sampler of its own: use a map-style dataset with batch_size and shuffle, StreamedRows or a "
-            "ray.data.Dataset; shard it yourself with a DistributedSampler; or set use_distributed_sampler=False "
+            "sampler or batch sampler of its own: use a map-style dataset with batch_size and shuffle, StreamedRows "
+            "or a ray.data.Dataset; shard it yourself with a DistributedSampler; or set use_distributed_sampler=False "
             "where it is sharded already."
         )
     return _with_sampler(

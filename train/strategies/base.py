@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from shipline.train.module import Module
+
+logger = logging.getLogger(__name__)
 
 Step = Callable[..., Any]
 
@@ -145,10 +148,12 @@ class Strategy:
         return bool(min(wishes) if all else max(wishes))
 
     def remove_checkpoint(self, filepath: str) -> None:
-        """Delete a checkpoint, which the first worker does; what reads it at the time may fail."""
+        """Delete a checkpoint, which the first worker does; one that somebody reads at the time stays."""
         if self.is_global_zero:
             parent, name = split(absolute(filepath))
-            discard(open_store(parent), name)
+            store = open_store(parent)
+            if not discard(store, name):
+                logger.warning("%s is being read, and stays: delete it later.", store.at(name))
 
 
 def step_of(module: nn.Module, name: str, arguments: int = 2) -> Callable[..., Any]:

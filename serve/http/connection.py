@@ -87,7 +87,7 @@ class Connection(HttpToolsProtocol):
         self._crowded = False
         self._unread_since: float | None = None
         self._closing_since: float | None = None
-        self._unwanted = 0  # bytes that are left of a body whose request was refused at its head
+        self._left = 0  # bytes of a body that is taken as it comes, the parser having nothing to find in it
         self._answered: Any = None  # the cycle that is being answered, which others may have come behind
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -108,32 +108,35 @@ class Connection(HttpToolsProtocol):
         if self.flow.held:
             self.flow.held += data
             return
-        if len(data) <= _PIECE and not self.pipeline and not self._deaf and not self._unwanted:
+        if len(data) <= _PIECE and not self.pipeline and not self._deaf and not self._left:
             self._feed(data)
             return
-        while data and not self._deaf:
-            if self._unwanted:
-                data = self._behind_unwanted(data)
-                continue
+        rest = memoryview(data)
+        while rest and not self._deaf:
             if len(self.pipeline) >= self._limits.pipelined:
                 self.flow.pause_reading()
-                self.flow.held = data
+                self.flow.held = bytes(rest)
                 return
-            size = _PIECE_OF_BODY if self._awaited == _BODY and not self.pipeline else _PIECE
-            self._feed(data[:size])  # no copy where it is all
-            data = data[size:]
+            if self._left:
+                size = min(self._left, len(rest))
+                self._take(rest[:size])
+            else:
+                size = _PIECE_OF_BODY if self._awaited == _BODY and not self.pipeline else _PIECE
+                self._feed(rest[:size])
+            rest = rest[size:]
 
-    def _behind_unwanted(self, data: bytes) -> bytes:
-        """Return what follows the body that nobody needs; reading on spares the client a new connection."""
-        passed = min(self._unwanted, len(data))
-        self._unwanted -= passed
-        if not self._unwanted:
+    def _take(self, part: memoryview) -> None:
+        """Take a part of a body past the parser, which would copy it."""
+        self._left -= len(part)
+        if self.cycle is not REFUSED:
+            self.cycle.parts.append(part)
+        if not self._left:
             self.parser = httptools.HttpRequestParser(self)  # the old one stands within the body
-            self._awaited = _NOTHING
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
             self._since = self.loop.time()
-        return data[passed:]
+            self.on_message_complete()
 
-    def _feed(self, piece: bytes) -> None:
+    def _feed(self, piece: bytes | memoryview) -> None:
         in_head = self._awaited == _HEAD
         self._piece = len(piece)
         try:
@@ -213,11 +216,11 @@ class Connection(HttpToolsProtocol):
         try:
             endpoint.model.check_room()
         except RequestError as error:
-            self.cycle = self._answered = REFUSED
-            self._unwanted = int(headers[b"content-length"])
+            self.cycle = self._answered = REFUSED  # and its body is read past, which spares the client a new connection
             refuse(endpoint, headers, error, self)
         else:
             self.cycle = self._answered = Direct(endpoint, headers, self.client, self)
+        self._left = int(headers[b"content-length"])
         return True
 
     def described(self) -> dict[str, Any]:
@@ -235,12 +238,12 @@ class Connection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Take a part of the body."""
-        if type(self.cycle) is Direct:
-            self.cycle.parts.append(body)
-        elif self._unwanted:
-            self._unwanted -= len(body)
-        else:
+        if not self._left:
             super().on_body(body)
+            return
+        self._left -= len(body)
+        if self.cycle is not REFUSED:
+            self.cycle.parts.append(body)
 
     def on_message_complete(self) -> None:
         """A request has arrived."""

@@ -52,7 +52,7 @@ class Direct:
 
     def __init__(self, endpoint: InferEndpoint, headers: dict[bytes, bytes], client: Any, connection: Any) -> None:
         self._endpoint, self._headers, self._client, self._connection = endpoint, headers, client, connection
-        self.parts: list[bytes] = []
+        self.parts: list[bytes | memoryview] = []
         self.more_body = True
         self.keep_alive = True
         self.disconnected = self.response_started = self.response_complete = False

@@ -7,7 +7,7 @@ a fresh process, rounds interleaved, ratios within a round. "again" is a second 
 cluster was kept (`keep_warm`). "steps": two workers with one thread each, beside the hand-written loop under torchrun.
 "recovery": a worker is killed; from there to the next step. "scale" is a SIMULATION without a cluster: what our part of
 Ray Train's controller costs for so many workers, at one look at them and at one decision about a fault, given what they
-would have said; and the size of the state of a checkpoint of so many workers.
+would have said; and the sizes of a checkpoint's manifest, with two parts of each worker, and of the state of all.
 """
 
 from __future__ import annotations
@@ -202,7 +202,21 @@ def scale(workers: int) -> dict[str, float]:
     own = {"rng": rng_state(), "train_feed": {"position": 3, "start": {"global": rng_state(), "own": []}}}
     state, tensors = encode_tree({"workers": [own for _ in range(workers)]})
     size = len(bytes(state)) + sum(tensor.nbytes for tensor in tensors.values())
-    return {"look ms": look * 1000, "decide ms": decide * 1000, "state KB": size / 1000}
+    sizes = {"manifest KB": manifest_size(workers) / 1000, "state KB": size / 1000}
+    return {"look ms": look * 1000, "decide ms": decide * 1000, **sizes}
+
+
+def manifest_size(workers: int) -> int:
+    """Bytes of the manifest of a checkpoint to which each worker has added a part of the weights and of the state."""
+    from shipline.checkpoint import CheckpointManifest
+    from shipline.store import FileEntry
+    from shipline.store.commit import seal
+
+    names = [
+        f"{stem}-{r:05d}-of-{workers:05d}.safetensors" for stem in ("weights", "state/shards") for r in range(workers)
+    ]
+    files = {name: FileEntry(key=f"data-{'0' * 12}/{name}", size=10**9, sha256="0" * 64) for name in names}
+    return len(seal(CheckpointManifest(module="net.Net", epoch=1, global_step=1000, files=files))[1])
 
 
 def timed(function: Callable[[], Any], times: int = 20) -> float:

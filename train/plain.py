@@ -68,6 +68,8 @@ class Loop:
         self._saved: str | None = None
         self._read: set[str] = set()  # names of checkpoints before it that somebody was reading
         self._in_epoch = False
+        #: The step after which workers may have asked each other whether they were told to end.
+        self._asked_at: int | None = None
 
     @property
     def device(self) -> torch.device:
@@ -242,11 +244,23 @@ class Loop:
         self._progress.load_state_dict(state["progress"])
 
     def heed_signals(self) -> None:
-        """Between two batches: where the process was told to end, save and end it."""
-        if self._trainer.signals.received is not None and self.world_size == 1:
+        """Between two batches: where the process was told to end, save and end it.
+
+        Several workers ask each other only after steps of the optimizers, which all make alike: what one does alone,
+        such as a validation on the first, must not wait for the others.
+        """
+        trainer = self._trainer
+        if self.world_size > 1 and self.global_step == self._asked_at:
+            return
+        position = self.global_step if self.world_size > 1 else self._progress.all_batches
+        if self._asked_at is None:
+            trainer.begin_asking(position)
+        self._asked_at = self.global_step
+        if trainer.is_told_to_end(position):
             self.save()
-            self._trainer.saver.writer.wait()
-            self._trainer.check_signals()
+            trainer.saver.writer.wait()
+            trainer.strategy.barrier()  # nobody ends, and nobody is started again, before it is committed
+            trainer.check_signals()
 
 
 class Loader:

@@ -245,30 +245,32 @@ class Runtime(Settings, TrainerView):
         self.should_stop = self._stop_agreed = any(stop for stop, _ in wishes)
         self.signals.agreed = told([number for _, number in wishes])
 
-    def begin_asking(self) -> None:
+    def begin_asking(self, position: int) -> None:
         """Count from here, as training begins, when workers ask each other next; see `is_told_to_end`."""
-        self._asked, self._asked_at = time.monotonic(), self.progress.all_batches
+        self._asked, self._asked_at = time.monotonic(), position
         self._asks_at = self._asked_at + 1
 
-    def is_told_to_end(self) -> bool:
+    def is_told_to_end(self, position: int) -> bool:
         """Whether the process was told to end, after a batch; workers ask each other about once a second.
 
         When they do so next they agree on, since all must do it after the same batch.
+
+        Args:
+            position: how many batches, or steps, there have been, the same on all workers.
         """
-        progress = self.progress
         if self.strategy.world_size == 1 and self.signals.ask is None:
             return self.signals.received is not None
-        if progress.all_batches < self._asks_at:
+        if position < self._asks_at:
             return False
         now = time.monotonic()
         heard = self.strategy.gather((self.signals.look(), now - self._asked))
         self.signals.agreed = told([number for number, _ in heard])
         if self.strategy.world_size == 1:
             self.signals.received = self.signals.agreed
-        each = max(seconds for _, seconds in heard) / max(1, progress.all_batches - self._asked_at)
-        wait = min(int(ASKS_EVERY_S / max(each, 1e-6)), 2 * (progress.all_batches - self._asked_at))
-        self._asked, self._asked_at = now, progress.all_batches
-        self._asks_at = progress.all_batches + max(1, wait)
+        each = max(seconds for _, seconds in heard) / max(1, position - self._asked_at)
+        wait = min(int(ASKS_EVERY_S / max(each, 1e-6)), 2 * (position - self._asked_at))
+        self._asked, self._asked_at = now, position
+        self._asks_at = position + max(1, wait)
         return self.signals.agreed is not None
 
     def stops_now(self) -> bool:

@@ -27,15 +27,37 @@ import psutil
 import pytest
 import ray
 import torch
-from clusters import Fault, Paced, Seen, add_node, alive_workers, ray_cluster, train
+from clusters import ByHand, Fault, Paced, Seen, add_node, alive_workers, ray_cluster, train
 from helpers import wait_until
+from training import new_trainer
 
 import shipline as sl
 from shipline.checkpoint import open_checkpoint
 from shipline.errors import ShiplineError
+from shipline.train import RayCluster
 from shipline.train.launch.cluster import _PROBE, _REFUSED
 from shipline.train.launch.lease import Lease
 
+SHIPPED = """
+import json, sys
+from pathlib import Path
+import shipline as sl
+import besides  # lies beside this script, and nowhere else
+
+
+def train(loop):
+    import ray
+    return loop.strategy.gather({
+        "module": besides.__file__, "value": besides.VALUE, "text": Path("labels.txt").read_text(),
+        "node": ray.get_runtime_context().get_node_id(),
+    })
+
+
+if __name__ == "__main__":
+    cluster = sl.train.RayCluster(runtime_env={"working_dir": "."}, placement="STRICT_SPREAD", wait_s=60)
+    trainer = sl.Trainer(workers=2, accelerator="cpu", default_root_dir=sys.argv[1], cluster=cluster)
+    print(json.dumps(trainer.run(train).result))
+"""
 STEPS = 32  # 4 epochs of 8
 LONG_S = 240.0
 
@@ -142,6 +164,30 @@ class Scenarios:
         """Weights of one worker become NaN: no checkpoint has them."""
         found = self.caught("nan", Fault("nan", 10, 1, self.marks("nan")))
         return {**found, "checkpoints": self.checkpoints("nan")}
+
+    def by_hand(self) -> Any:
+        """A loop by hand, undisturbed, and one whose worker 1 is told that it will be taken away."""
+        found = {}
+        for name, marks in {"alone": None, "told": self.marks("by-hand")}.items():
+            sl.seed_everything(1)
+            trainer = new_trainer(self.root / "by-hand", workers=2, name=name, cluster=RayCluster(wait_s=60))
+            found[name] = trainer.run(ByHand(marks)).result
+        faults = json.loads((self.root / "by-hand/told/version_0/faults.json").read_text())
+        return {"same": found["alone"] == found["told"], "faults": faults}
+
+    def shipped(self) -> Any:
+        """A script whose directory, a module and a file in it, no node has."""
+        folder = self.root / "shipped"
+        folder.mkdir()
+        (folder / "script.py").write_text(SHIPPED)
+        (folder / "besides.py").write_text("VALUE = 42")
+        (folder / "labels.txt").write_text("cat dog")
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "script.py", str(self.root / "shipped-runs")], cwd=folder, text=True,
+            env={**os.environ, "RAY_ADDRESS": self.cluster.address}, capture_output=True, timeout=LONG_S,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        return {"folder": str(folder), "workers": json.loads(done.stdout.splitlines()[-1])}
 
     def owned(self) -> Any:
         """A second driver of a run that has one."""
@@ -268,7 +314,18 @@ def main(root: Path, *names: str) -> None:
     (root / "found.json").write_text(json.dumps(found))
 
 
-ORDER = ("stranger", "survived", "raised", "no_memory", "not_a_number", "owned", "elastic", "headless")
+ORDER = (
+    "stranger",
+    "survived",
+    "raised",
+    "no_memory",
+    "not_a_number",
+    "by_hand",
+    "shipped",
+    "owned",
+    "elastic",
+    "headless",
+)
 
 
 def noted(found: dict[str, Any], name: str, scenario: Callable[[], Any]) -> None:

@@ -104,6 +104,25 @@ def test_weights_that_are_not_a_number_are_in_no_checkpoint(found: dict[str, Any
     assert nan["checkpoints"] == ["epoch=0-step=3", "epoch=0-step=6", "epoch=1-step=9"]
 
 
+def test_a_loop_by_hand_saves_before_a_worker_is_taken_away(found: dict[str, Any]) -> None:
+    """T7: no step is made again, and the weights are the same, bit for bit."""
+    by_hand = found["by_hand"]
+    assert by_hand["same"]
+    [fault] = by_hand["faults"]
+    assert fault["cause"] == "preemption"
+    assert fault["resumed_step"] == fault["step"] >= 11
+
+
+def test_the_users_directory_is_shipped_to_every_node(found: dict[str, Any]) -> None:
+    """Modules are imported from its copy, and files are read in it."""
+    shipped = found["shipped"]
+    first, second = shipped["workers"]
+    assert first["node"] != second["node"]
+    for each in (first, second):
+        assert (each["value"], each["text"]) == (42, "cat dog")
+        assert not each["module"].startswith(shipped["folder"])
+
+
 def test_a_run_has_one_driver(found: dict[str, Any]) -> None:
     """T6."""
     assert found["owned"]["error"] == "ConfigError"

@@ -12,7 +12,9 @@ from training import metric_rows
 from workers import run_workers
 
 from shipline.checkpoint import open_checkpoint
+from shipline.errors import ConfigError
 from shipline.store import open_store
+from shipline.train.strategies.ddp import Ddp
 
 WORKERS = 2
 
@@ -50,6 +52,12 @@ def test_a_batch_that_one_worker_cannot_use_is_skipped_by_all(found: list[dict[s
     (weights, difference), (other, _) = (worker["skips"] for worker in found)
     assert difference < 1e-6
     assert weights == other
+
+
+def test_a_static_graph_and_accumulation_are_refused() -> None:
+    """Both at once end in an error of PyTorch's that says nothing of either."""
+    with pytest.raises(ConfigError, match="static_graph=True, and the Trainer accumulates gradients"):
+        Ddp(static_graph=True).no_sync(lambda *_: None)
 
 
 def test_some_epochs_and_the_rest_are_all_of_them(found: list[dict[str, Any]], directory: Path) -> None:

@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +22,7 @@ from training import Scripted, bare_trainer, numbers
 
 from shipline.errors import ConfigError
 from shipline.runs import open_run
+from shipline.train.distributed import watchdog
 from shipline.train.distributed.verdict import Heard, judge
 from shipline.train.distributed.watchdog import EXIT_CODE, Watchdog
 from shipline.train.distributed.whereabouts import Process, Whereabouts
@@ -143,17 +146,75 @@ def test_who_is_to_blame(own: Any, others: Any, deaf: bool, said: str, silent: t
 def test_one_process_is_watched_too() -> None:
     """It says where it hangs; what rests may take any time."""
     said: list[str] = []
-    watchdog = Watchdog(0.2, said.append)
-    with watchdog.running():
-        watchdog.mark("training batch", 7)
-        watchdog.rest()
+    dog = Watchdog(0.2, said.append)
+    with dog.running():
+        dog.mark("training batch", 7)
+        dog.rest()
         assert not threading.Event().wait(0.6)
         assert said == []
-        watchdog.mark("training batch", 8)
+        dog.mark("training batch", 8)
         wait_until(lambda: bool(said))
     [message] = said
     assert message.startswith("A step has taken longer than step_timeout=0.2 s. Worker 0 is in training batch 8, at ")
     assert "helpers.py" in message or "test_watchdog.py" in message
+
+
+class Simulated:
+    """A clock that moves only where the watchdog waits, in place of its module `time` and of its event."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.then: dict[float, Callable[[], None]] = {}
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wait(self, seconds: float) -> bool:
+        self.now += seconds
+        for at in [at for at in self.then if at <= self.now]:
+            self.then.pop(at)()
+        return self.now > 2000.0
+
+
+@pytest.mark.parametrize("deadline", [3.0, 60.0, 300.0])
+def test_a_step_is_ended_after_its_deadline_and_before_a_tenth_more(
+    monkeypatch: pytest.MonkeyPatch, deadline: float
+) -> None:
+    """In the time of a simulated clock: a step that has ended by then is left alone, the next one is not."""
+    clock = Simulated()
+    monkeypatch.setattr(watchdog, "time", clock)
+    ended: list[float] = []
+    dog = Watchdog(deadline, lambda _: ended.append(clock.now))
+    monkeypatch.setattr(dog, "_stopped", clock)
+    dog.mark("training batch", 1)
+    clock.then = {1000.0 + 0.9 * deadline: lambda: dog.mark("training batch", 2)}
+    dog._keep_time()
+    assert dog._step is not None
+    what, number, began = dog._step
+    assert (what, number) == ("training batch", 2)
+    [at] = ended
+    assert deadline <= at - began <= deadline * (1.1 - watchdog._LAST_WORDS)
+
+
+def test_a_store_that_hangs_does_not_hold_the_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Said first, then written down if the store answers soon, then ended."""
+    events: list[str] = []
+    answers = threading.Event()
+
+    def fail(*_: Any) -> None:
+        events.append("writes")
+        answers.wait()
+        events.append("has written")
+
+    records, run = SimpleNamespace(fail=fail), SimpleNamespace(store=None)
+    trainer: Any = SimpleNamespace(is_global_zero=True, run_directory=run, step_timeout=1.0, records=records)
+    monkeypatch.setattr(os, "_exit", lambda code: events.append(f"ends with {code}"))
+    watchdog.ending(trainer)("A step has taken longer")
+    assert events == ["writes", f"ends with {EXIT_CODE}"]
+    assert "HungError: A step has taken longer" in capfd.readouterr().err
+    answers.set()
 
 
 def test_where_a_thread_waits(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from ray.train import FailureConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.callbacks.working_dir_setup import WorkingDirectorySetupCallback
 from ray.train.v2._internal.constants import WORKER_GROUP_START_TIMEOUT_S_ENV_VAR
 from ray.train.v2._internal.exceptions import (
     WorkerGroupStartupFailedError,
@@ -196,10 +197,10 @@ class Training(TorchTrainer):  # type: ignore[misc]
         self._options = options
 
     def _create_default_callbacks(self) -> list[Any]:
-        # Each starts a process that has nothing to do: rows come from loaders, and Ray removes by itself the placement
-        # groups of a driver that has ended.
-        callbacks = super()._create_default_callbacks()
-        return [c for c in callbacks if not isinstance(c, DatasetsCallback | PlacementGroupCleanerCallback)]
+        # Two start a process that has nothing to do: rows come from loaders, and Ray removes by itself the placement
+        # groups of a driver that has ended. One leads workers away from the files that the user's code opens.
+        unused = DatasetsCallback | PlacementGroupCleanerCallback | WorkingDirectorySetupCallback
+        return [c for c in super()._create_default_callbacks() if not isinstance(c, unused)]
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
         budgets = Budgets(self._options, float(os.environ[WORKER_GROUP_START_TIMEOUT_S_ENV_VAR]))

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
@@ -86,6 +87,7 @@ def launch(trainer: Trainer, module: Any, data: DataModule | None, stage: Work, 
             train_loop_config={
                 "payload": ray.cloudpickle.dumps((trainer, module, data, stage, options)),
                 "path": [entry for entry in sys.path if entry],
+                "directory": Path.cwd(),
                 "seed": current_seed(),
                 "committed": _committed(trainer),
                 "key": key,
@@ -226,7 +228,7 @@ def _run(fit: Callable[[], Any], outcome: Future[Any]) -> None:
 
 def _tell(number: int, stage: Work, key: str) -> float:
     """Let the workers save and end; what cannot be saved ends at once."""
-    if stage != "fit" or not head_answers():
+    if stage not in ("fit", "run") or not head_answers():
         raise ending(number)
     _internal_kv_put(key.encode(), str(number).encode(), namespace=KV_NAMESPACE)
     return time.monotonic()

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -85,11 +86,19 @@ def work(config: dict[str, Any]) -> bytes | None:
     trainer: Trainer | None = None
     try:
         sys.path.extend(entry for entry in config["path"] if entry not in sys.path)
+        _go_to(config["directory"])
         trainer, *rest = _unpacked(config["payload"])
         assert trainer is not None
         return _work(trainer, config, where, *rest)
     except BaseException as error:
         raise WorkerError.of(error, where, 0 if trainer is None else trainer.progress.global_step) from None
+
+
+def _go_to(directory: Path) -> None:
+    """Let relative paths mean what they mean to the driver: in the copy of its directory, else there, if it is here."""
+    copied = "working_dir" in ray.get_runtime_context().runtime_env
+    if not copied and directory.is_dir():
+        os.chdir(directory)
 
 
 def _unpacked(payload: bytes) -> Any:

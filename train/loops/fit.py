@@ -128,7 +128,7 @@ class FitLoop:
             if resumed["rng"] is not None:
                 set_rng_state(resumed["rng"])
             trainer.resumed = None
-        trainer.begin_asking()
+        trainer.begin_asking(self._progress.all_batches)
 
     def _train_epoch(self) -> None:
         """One pass over the training data, or what is left of it in a resumed run."""
@@ -193,7 +193,7 @@ class FitLoop:
     def _after_batch(self, validated: bool = False) -> bool:
         """Validate where that is due; say whether the epoch is to end here."""
         trainer, progress = self._trainer, self._progress
-        if trainer.is_told_to_end():
+        if trainer.is_told_to_end(progress.all_batches):
             trainer.check_signals()
         if not validated and self._validates and self._data.validation_due(self._validated_at, time.monotonic()):
             self._validate()

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parallel.distributed import _find_tensors
 
+from shipline.errors import ConfigError
 from shipline.train.strategies.base import Step, step_of
 from shipline.train.strategies.group import Joined
 
@@ -39,7 +40,16 @@ class Ddp(Joined):
         return step if module.automatic_optimization else _BackwardInside(step)
 
     def no_sync(self, step: Step) -> AbstractContextManager[Any]:
-        """Let gradients wait for the last batch of an accumulation."""
+        """Let gradients wait for the last batch of an accumulation.
+
+        Raises:
+            ConfigError: with `static_graph`: PyTorch must exchange its first batch, and fails with an error of its own.
+        """
+        if self._options.get("static_graph"):
+            raise ConfigError(
+                "Ddp has static_graph=True, and the Trainer accumulates gradients over several batches, which PyTorch "
+                "cannot do together: leave out static_graph, or accumulate_grad_batches."
+            )
         inner = step.inner if isinstance(step, _BackwardInside) else step
         return inner.no_sync() if isinstance(inner, DistributedDataParallel) else super().no_sync(step)
 

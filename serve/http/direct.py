@@ -14,28 +14,25 @@ from typing import TYPE_CHECKING, Any
 
 from shipline.errors import InputError
 from shipline.serve.errors import RequestError, bad
+from shipline.serve.http.body import packed
 from shipline.serve.http.cycle import whole
-from shipline.serve.http.endpoints import CANCELLED, JSON_LENGTH, OFF_LOOP_BYTES, InferEndpoint, failed
+from shipline.serve.http.endpoints import (
+    CANCELLED,
+    JSON_LENGTH,
+    OFF_LOOP_BYTES,
+    InferEndpoint,
+    described,
+    failed,
+    packing,
+)
 
 if TYPE_CHECKING:
     from shipline.backends.base import Arrays
     from shipline.serve.http.body import RawHeaders
     from shipline.serve.jobs import Job
 
-# Headers of the usual request. Those that change what is done with it are not among them.
-_USUAL = frozenset(
-    {
-        b"host",
-        b"content-length",
-        b"content-type",
-        b"user-agent",
-        b"accept",
-        b"connection",
-        JSON_LENGTH,
-        b"traceparent",
-        b"tracestate",
-    }
-)
+# Headers that change how a request is read. All others say nothing to who wants tensors, or are seen to here.
+_UNUSUAL = frozenset({b"content-encoding", b"expect", b"transfer-encoding", b"upgrade"})
 
 
 class _NoEvent:
@@ -89,11 +86,16 @@ class Direct:
         error = future.exception()
         if error is None:
             try:
-                self._respond(200, *self._endpoint.written(request, future.result()))
+                self._respond(200, *self._answer(request, future.result()))
                 return
             except Exception as caught:
                 error = caught
         self._fail(bad(str(error)) if isinstance(error, InputError) else error)
+
+    def _answer(self, request: Any, outputs: Arrays) -> tuple[bytes, RawHeaders]:
+        answer, headers = self._endpoint.written(request, outputs)
+        by = packing(answer, self._headers) if len(answer) < OFF_LOOP_BYTES else None
+        return answer if by is None else packed(answer, by), described(headers, self._headers, by)
 
     def _fail(self, error: BaseException) -> None:
         self._respond(*failed(error, self._headers, self._endpoint.model.name))
@@ -141,7 +143,7 @@ def usual(url: bytes, headers: list[tuple[bytes, bytes]], find: Callable[[bytes,
     """Return endpoint and headers where a request, a POST with a small body, is the usual one; else None."""
     found = dict(headers)
     length = found.get(b"content-length", b"")
-    if len(found) != len(headers) or not found.keys() <= _USUAL or not length.isdigit():
+    if len(found) != len(headers) or not found.keys().isdisjoint(_UNUSUAL) or not length.isdigit():
         return None
     kind = found.get(b"content-type", b"application/json")
     if kind != (b"application/octet-stream" if JSON_LENGTH in found else b"application/json"):

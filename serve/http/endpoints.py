@@ -77,10 +77,9 @@ class PredictionEndpoint(ABC):
                 body = await off_loop(len(body), OFF_LOOP_PACKED_BYTES, bodies.unpacked, body, encoding)
             scope[TASK] = asyncio.current_task()
             answer, extra = await self.answer(body, headers, Terms(client=scope["client"], trace=trace))
-            if b"accept-encoding" in headers:
-                answer, extra = await _packed(answer, extra, headers)
-            if b"x-request-id" in headers:
-                extra = [*extra, (b"x-request-id", request_id(headers).encode())]
+            if by := packing(answer, headers):
+                answer = await off_loop(len(answer), OFF_LOOP_BYTES, bodies.packed, answer, by)
+            extra = described(extra, headers, by)
         except Exception as error:
             status, answer, extra = failed(error, headers, self._model.name)
         except asyncio.CancelledError:
@@ -191,12 +190,18 @@ async def off_loop(size: int, limit: int, function: Callable[..., Any], *argumen
     return function(*arguments) if size < limit else await asyncio.to_thread(function, *arguments)
 
 
-async def _packed(answer: bytes, headers: RawHeaders, asked: Headers) -> Answer:
-    by = bodies.likes(asked)
-    if by is None or len(answer) < bodies.WORTH_PACKING_BYTES:
-        return answer, headers
-    small = await off_loop(len(answer), OFF_LOOP_BYTES, bodies.packed, answer, by)
-    return small, [*headers, (b"content-encoding", by), (b"vary", b"accept-encoding")]
+def packing(answer: bytes, asked: Headers) -> bytes | None:
+    """Return what to pack an answer by; None where the client does not like that, or it is not worth it."""
+    return bodies.likes(asked) if len(answer) >= bodies.WORTH_PACKING_BYTES else None
+
+
+def described(headers: RawHeaders, asked: Headers, packed_by: bytes | None) -> RawHeaders:
+    """Return the headers of an answer, with those that say how it is packed and whose it is."""
+    if packed_by is not None:
+        headers = [*headers, (b"content-encoding", packed_by), (b"vary", b"accept-encoding")]
+    if b"x-request-id" in asked:
+        headers = [*headers, (b"x-request-id", request_id(asked).encode())]
+    return headers
 
 
 def _json_length(headers: Headers) -> int | None:

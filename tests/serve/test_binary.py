@@ -229,12 +229,15 @@ def test_what_is_packed_wrongly_is_refused(url: str, body: bytes, encoding: str,
     check_works(url)
 
 
+@pytest.mark.parametrize("kind", ["application/json", "application/json; charset=utf-8"], ids=["short way", "long way"])
 @pytest.mark.parametrize("accepted", ["gzip", "deflate, gzip;q=0.5", "br, GZIP", "gzip;q=0", "gzip; q=0.0", "*", ""])
-def test_a_large_answer_is_packed_for_who_likes_that(url: str, accepted: str) -> None:
+def test_a_large_answer_is_packed_for_who_likes_that(url: str, accepted: str, kind: str) -> None:
     item = {"name": "ids", "shape": [8, 3], "datatype": "INT64", "data": [2**62] * 24}
     keep = {"name": "keep", "shape": [8, 3], "datatype": "BOOL", "data": [True] * 24}
     body = {"inputs": [item, keep], "id": "i" * 1000}
-    answer = web.post(f"{url}/v2/models/masked/infer", json=body, headers={"accept-encoding": accepted})
+    headers = {"accept-encoding": accepted, "content-type": kind, "x-request-id": "mine"}
+    answer = web.post(f"{url}/v2/models/masked/infer", json=body, headers=headers)
+    assert answer.headers["x-request-id"] == "mine"
     expected = {"gzip": "gzip", "deflate, gzip;q=0.5": "deflate", "br, GZIP": "gzip"}.get(accepted)
     assert answer.headers.get("content-encoding") == expected
     assert answer.json()["outputs"][0]["shape"] == [8, 3]

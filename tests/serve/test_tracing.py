@@ -24,6 +24,7 @@ from shipline.serve.server import BackgroundServer, check
 from shipline.serve.settings import ServerSettings
 
 INFER = "/v2/models/linear/infer"
+LONG = ("Content-Type: application/json; charset=utf-8",)  # which changes nothing but the way that a request takes
 ROUTE = "POST /v2/models/{name}/infer"
 METHOD = "inference.GRPCInferenceService/ModelInfer"
 TRACE, PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
@@ -45,7 +46,11 @@ def test_every_way_continues_the_trace_of_its_sender(collector: Collector, tmp_p
     options = ("--workers", "2", "--grpc-port", str(port), "--otel", collector.url)
     with serving(tmp_path / "models", tmp_path / "log", *options) as process:
         for number in range(12):  # over connections of their own: both processes have some
-            headers = (f"traceparent: {TRACEPARENT}", *(("X-Request-Id: mine",) if number % 2 else ()))
+            headers = (
+                f"traceparent: {TRACEPARENT}",
+                *(LONG if number % 2 else ()),
+                *(("X-Request-Id: mine",) if number < 6 else ()),
+            )
             with connect(process.url) as connection:
                 connection.sendall(post(INFER, x(), *headers))
                 assert receive(connection).status == 200

@@ -1,0 +1,40 @@
+"""Strategies that divide a model, on three nodes: see strategies_on_nodes.py, which runs it all."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).parent / "strategies_on_nodes.py"
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]  # whichever comes first waits for all
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What came of each run."""
+    root = tmp_path_factory.mktemp("strategies")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(SCRIPT), str(root)], capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    runs: dict[str, Any] = json.loads((root / "found.json").read_text())
+    return runs
+
+
+@pytest.mark.parametrize("name", ["zero1", "fsdp", "tp", "pp", "fsdp+tp"])
+def test_weights_are_those_of_one_process(found: dict[str, Any], name: str) -> None:
+    far, loss, workers, nodes = found[name]
+    assert (workers, nodes) == (4, 3)
+    assert far < 1e-5
+    assert loss < 1e-5
+
+
+def test_a_module_without_memory_has_the_weights_of_the_run(found: dict[str, Any]) -> None:
+    """The driver's, too, which nobody has sharded."""
+    assert found["meta"] == 0

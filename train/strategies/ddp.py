@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook, fp16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.parallel.distributed import _find_tensors
 
-from shipline.errors import ConfigError
+from shipline.errors import ConfigError, nearest
 from shipline.train.strategies.base import Step, step_of
 from shipline.train.strategies.group import Joined
 
@@ -24,11 +25,22 @@ class Ddp(Joined):
     """Workers of a process group that exists already, each with a copy of the module; gradients are averaged.
 
     Args:
+        comm_hook: "fp16" or "bf16": gradients travel in half as many bytes, by PyTorch's own communication hooks.
+            PowerSGD is not among them: what it leaves out of a step it adds to the next one, on each worker its own,
+            which no checkpoint here would keep.
         options: of `torch.nn.parallel.DistributedDataParallel`, such as `find_unused_parameters=True`.
+
+    Raises:
+        ConfigError: there is no such hook.
     """
 
-    def __init__(self, **options: Any) -> None:
-        self._options = options
+    def __init__(self, *, comm_hook: str | None = None, **options: Any) -> None:
+        if comm_hook is not None and comm_hook not in _HOOKS:
+            raise ConfigError(
+                f"The strategy ddp has comm_hook={comm_hook!r}.{nearest(str(comm_hook), _HOOKS)} Known: "
+                f"{', '.join(_HOOKS)}."
+            )
+        self._comm_hook, self._options = comm_hook, options
 
     def training_step(self, module: Module) -> Step:
         """Return the step inside DistributedDataParallel, which synchronises only what its own forward runs."""
@@ -37,6 +49,8 @@ class Ddp(Joined):
         devices = None if module.device.type == "cpu" else [module.device.index]
         step = DistributedDataParallel(_TrainingStep(module), device_ids=devices, **self._options)
         _keep_order(step)
+        if self._comm_hook is not None:
+            step.register_comm_hook(None, _HOOKS[self._comm_hook])
         return step if module.automatic_optimization else _BackwardInside(step)
 
     def no_sync(self, step: Step) -> AbstractContextManager[Any]:
@@ -67,6 +81,13 @@ class Ddp(Joined):
             if parameter.grad is not None:
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= self.world_size
+
+
+_HOOKS: dict[str, Callable[..., Any]] = {
+    "fp16": fp16_compress_hook,
+    # PyTorch lets a hook of that name pass with NCCL alone; gloo adds such numbers, too.
+    "bf16": lambda group, bucket: bf16_compress_hook(group, bucket),  # noqa: PLW0108
+}
 
 
 class DdpFindUnusedParameters(Ddp):

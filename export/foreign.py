@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,9 +17,9 @@ from google.protobuf.message import Message
 
 from shipline.artifact import REPORT_JSON, Artifact, ArtifactManifest, Model, ServingSettings, Verdict
 from shipline.backends.base import Arrays
-from shipline.backends.trial import survive
 from shipline.errors import ConfigError, GateError, SignatureError
 from shipline.export import gates, report
+from shipline.export.apart import apart
 from shipline.export.exporter import refuse_failed
 from shipline.export.golden import from_rows
 from shipline.export.latency import batch_of
@@ -33,12 +34,19 @@ MADE_UP_ROWS, GOLDEN_ROWS = 8, 32
 
 
 def import_onnx(
-    data: bytes, model: Model, *, golden: bytes | None = None, version: str | None = None, max_batch_size: int = 32
+    data: bytes,
+    model: Model,
+    *,
+    golden: bytes | None = None,
+    version: str | None = None,
+    max_batch_size: int = 32,
+    timeout: float = 900.0,
 ) -> Artifact:
     """Publish an ONNX file as a new version of a model.
 
     With rows and right answers, it must give those; with rows alone, or none (then numbers are made up), its answers on
-    this machine become the golden ones. In any case a row's answer must not depend on its batch-mates.
+    this machine become the golden ones. In any case a row's answer must not depend on its batch-mates. The file may be
+    anybody's: it is parsed and run in a process of its own.
 
     Args:
         data: the file, with its weights inside.
@@ -46,20 +54,29 @@ def import_onnx(
         golden: a safetensors file: rows by input name; and by output name the right answers, where they are known.
         version: a number; default: one more than the newest.
         max_batch_size: the largest batch that is tried, and that servers make.
+        timeout: how many seconds that may take.
 
     Raises:
         GateError: it cannot be loaded or run, or answers otherwise; nothing was published.
         SignatureError: its inputs or outputs have no batch dimension, or the rows do not fit them.
     """
     check_version(model, version)
+    with tempfile.TemporaryDirectory(prefix="shipline-import-") as scratch:
+        folder = Path(scratch)
+        made = apart(
+            lambda: _proved(data, model.name, golden, max_batch_size, folder), f"Importing {model.name}", timeout
+        )
+        files = {name: (folder / name).read_bytes() for name in made["files"]}
+    return publish(model, version, partial(_content, ArtifactManifest.model_validate(made["manifest"]), files))
+
+
+def _proved(data: bytes, name: str, golden: bytes | None, max_batch_size: int, folder: Path) -> dict[str, Any]:
+    """Write what is to be published into a folder; return the manifest, and the names of the files."""
     graph = _parsed(data)
     specs = _free_batch(graph)
     settings = ServingSettings(max_batch_size=max_batch_size)
     changed = bytes(graph.SerializeToString())
     inputs, answers = _rows(golden, specs)
-    with tempfile.TemporaryDirectory(prefix="shipline-import-") as scratch:
-        (tried := Path(scratch) / "model.onnx").write_bytes(changed)
-        survive(tried, BASELINE.backend, settings, inputs)
     runtime = Runtime(changed, settings)
     signature = Signature(inputs=specs, outputs=_outputs(graph, runtime, inputs))
     _check_names(inputs, answers, signature)
@@ -69,15 +86,17 @@ def import_onnx(
         same = _unproved(same, made_up=golden is None)
     alone = gates.batch_invariance(runtime, rows, signature, max_batch_size, BASELINE.invariance)
     verdicts = [same, alone]
-    refuse_failed(model.name, verdicts)
+    refuse_failed(name, verdicts)
     tolerance = {name: scale * BASELINE.tolerance for name, scale in gates.scales(rows, signature).items()}
     file = BASELINE.backend_class.model_file
     manifest = ArtifactManifest(
-        name=model.name, version="0", backend=BASELINE.backend, model_file=file, precision=IMPORTED,
+        name=name, version="0", backend=BASELINE.backend, model_file=file, precision=IMPORTED,
         signature=signature, verdicts=verdicts, serving=settings, tolerance=tolerance,
     )  # fmt: skip
-    golden_files = from_rows(rows, signature, GOLDEN_ROWS, worst.row).files()
-    return publish(model, version, partial(_content, manifest, {file: changed, **golden_files}))
+    files = {file: changed, **from_rows(rows, signature, GOLDEN_ROWS, worst.row).files()}
+    for each, content in files.items():
+        (folder / each).write_bytes(content)
+    return {"manifest": manifest.model_dump(mode="json"), "files": list(files)}
 
 
 def _content(manifest: ArtifactManifest, files: dict[str, bytes], version: str) -> Content:

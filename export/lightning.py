@@ -16,11 +16,13 @@ import torch
 from torch import nn
 
 from shipline.errors import IntegrityError, NotFoundError
+from shipline.export.apart import apart
 from shipline.export.source import Source, check_finite, code_of, construct, load_weights, place_of
 from shipline.lineage import Lineage, describe_code, publishable
 from shipline.store import open_store, redact, split
 
 SUFFIX = ".ckpt"
+TIMEOUT_S = 900.0
 _MODE = re.compile(r"'mode': '(min|max)'")
 #: What only a resumed run needs.
 _UNUSED = ("optimizer_states", "lr_schedulers", "loops")
@@ -59,6 +61,7 @@ class LightningCheckpoint:
             IntegrityError: it is no checkpoint of Lightning's, or cannot be read without running code that is in it.
         """
         data = _read(url)
+        apart(lambda: _try(data, url), f"Reading {redact(url)}", TIMEOUT_S)
         content = _parsed(data, url)
         if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
             raise IntegrityError(
@@ -152,6 +155,11 @@ def _read(url: str) -> bytes:
         return Path(url).read_bytes()
     except OSError as error:
         raise NotFoundError(f"Cannot read {url!r}: {error.strerror}. Check the path.") from error
+
+
+def _try(data: bytes, url: str) -> None:
+    """Read it, as it is read here once it is known to harm nobody: what comes of it must be in this process."""
+    _parsed(data, url)
 
 
 def _parsed(data: bytes, url: str) -> Any:

@@ -64,6 +64,7 @@ class Recipe:
         proof_rows: validation rows that parity is proved on.
         golden_rows: validation rows kept in the artifact, for servers to check themselves with.
         max_batch_size: the largest batch that is proved, and that servers make.
+        timeout: how many seconds a conversion, or a pass without its fine-tuning, may take.
     """
 
     precision: Precision = "float32"
@@ -84,6 +85,7 @@ class Recipe:
     proof_rows: int = 256
     golden_rows: int = 8
     max_batch_size: int = 32
+    timeout: float = 900.0
 
     def __post_init__(self) -> None:
         _check_way(self)
@@ -105,6 +107,8 @@ class Recipe:
                 continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
                 raise ConfigError(f"Recipe has {name}={value!r}; set a number from 0 on.")
+        if isinstance(self.timeout, bool) or not isinstance(self.timeout, int | float) or not 0 < self.timeout <= 1e6:
+            raise ConfigError(f"Recipe has timeout={self.timeout!r}; set seconds, above 0 and up to 1000000.")
 
     @property
     def searches(self) -> bool:

@@ -25,7 +25,7 @@ from shipline.store.cache import cache_root
 MAX_AGE_S = 24 * 3600.0
 MAX_FILES = 2000
 #: What a recipe says of which candidates there are, not of how one is measured and judged.
-_CHOICES = ("remember", "precision", "backend", "prune", "compiled")
+_CHOICES = ("remember", "precision", "backend", "prune", "compiled", "timeout")
 
 
 class Remembered:

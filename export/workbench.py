@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar
 
 from torch import nn
 
@@ -17,16 +19,19 @@ from shipline.backends.cores import cores
 from shipline.backends.trial import survive
 from shipline.errors import ConfigError, GateError
 from shipline.export import gates
+from shipline.export.apart import apart
 from shipline.export.candidate import Candidate
 from shipline.export.comparison import compare
 from shipline.export.latency import batch_of, measure
-from shipline.export.passes.base import Material, ModulePass
+from shipline.export.passes.base import Material, ModulePass, Pass
 from shipline.export.plan import BASELINE, Plan
 from shipline.export.recipe import Recipe
 from shipline.export.rows import replaced_forward
 from shipline.export.runtime import Runtime
 from shipline.export.source import Source
 from shipline.export.trained import Trained, calibration_rows, look_again
+
+Known = TypeVar("Known")
 
 
 class _Made(NamedTuple):
@@ -47,8 +52,9 @@ class Workbench:
         self._source, self._recipe, self.trained = source, recipe, trained
         self._drop = recipe.allowed_drop(trained.score)
         self._modules: list[tuple[tuple[Any, ...], Trained | GateError]] = [((), trained)]
-        self._files: list[tuple[tuple[Any, ...], _Made]] = []
+        self._files: list[tuple[tuple[Any, ...], _Made | GateError]] = []
         self._candidates: list[Candidate] = []
+        self._numbers = itertools.count()
         self._scratch = tempfile.TemporaryDirectory(prefix="shipline-export-")
 
     def __enter__(self) -> Self:
@@ -138,50 +144,78 @@ class Workbench:
         return candidate
 
     def _made(self, plan: Plan) -> _Made:
-        """The file of a plan: made once, though several backends run it."""
+        """The file of a plan: made once, even if in vain, though several backends run it."""
         form = plan.backend_class.format
         key = (plan.module_passes, plan.passes, form, None if form == "onnx" else plan.compute)
         for known, made in self._files:
             if known == key:
-                return made
+                return _known(made)
         if plan.passes and form != "onnx":
             raise ConfigError(
                 f"{plan.passes[0]} changes an ONNX graph, and {plan.backend} takes {form}. Set backend='onnxruntime', "
                 "or 'openvino'."
             )
-        notes: dict[str, Any] = {}
-        content = self._content(plan, form, notes)
-        made = _Made(Path(self._scratch.name) / str(len(self._files)), notes)  # after those that it was made from
-        made.file.write_bytes(content)
-        self._files.append((key, made))
-        return made
+        try:
+            found = self._passed(plan) if plan.passes else self._converted(plan, form)
+        except GateError as error:
+            self._files.append((key, error))
+            raise
+        self._files.append((key, found))
+        return found
 
-    def _content(self, plan: Plan, form: str, notes: dict[str, Any]) -> bytes:
-        trained = self._trained(plan.module_passes)
-        if not plan.passes:
-            convert = plugins.load("converter", form)
-            return bytes(convert(trained.module, trained.rows, trained.signature, plan.compute))
-        model = self._made(plan.without_passes()).file.read_bytes()
-        for each in plan.passes:
-            model = each.apply(model, self._material(notes))
-        return model
+    def _converted(self, plan: Plan, form: str) -> _Made:
+        """Let the user's code be traced."""
+        trained, file, convert = self._trained(plan.module_passes), self._new_file(), plugins.load("converter", form)
+
+        def convert_it() -> dict[str, Any]:
+            file.write_bytes(convert(trained.module, trained.rows, trained.signature, plan.compute))
+            return {}
+
+        name = f"Converting {type(trained.module).__name__} to {form}"
+        return _Made(file, apart(convert_it, name, self._recipe.timeout))
+
+    def _passed(self, plan: Plan) -> _Made:
+        """Let the float32 graph go through the passes."""
+        start, file = self._made(plan.without_passes()).file, self._new_file()
+        material = self._material(plan.passes)
+
+        def pass_it() -> dict[str, Any]:
+            model = start.read_bytes()
+            for each in plan.passes:
+                model = each.apply(model, material)
+            file.write_bytes(model)
+            return material.notes
+
+        return _Made(file, apart(pass_it, f"Making the graph {plan.precision}", self._recipe.timeout))
+
+    def _new_file(self) -> Path:
+        return Path(self._scratch.name) / str(next(self._numbers))
 
     def _trained(self, passes: tuple[Any, ...]) -> Trained:
         """What is known of the module once it went through these passes: each is applied once, even if in vain."""
         for known, found in self._modules:
             if known == passes:
-                if isinstance(found, GateError):
-                    raise found
-                return found
+                return _known(found)
         before = self._trained(passes[:-1]).module
         try:
-            module: nn.Module = passes[-1].apply(before, self._material({}))
+            module = self._changed(passes[-1], before)
             made = look_again(self.trained, module.eval(), self._source, self._recipe)
         except GateError as error:
             self._modules.append((passes, error))
             raise
         self._modules.append((passes, made))
         return made
+
+    def _changed(self, each: ModulePass, before: nn.Module) -> nn.Module:
+        """Let a module go through a pass: first, without training it, where it can harm nobody else."""
+        material = self._material((each,))
+        trial = material if material.finetune is None else dataclasses.replace(material, finetune=_not_at_all)
+
+        def try_it() -> None:
+            each.apply(before, trial)
+
+        apart(try_it, f"Making {type(before).__name__} {each.label}", self._recipe.timeout)
+        return each.apply(before, material)
 
     def _determinism(self, candidate: Candidate) -> Verdict:
         """Load it a second time, with all cores, and compare."""
@@ -204,9 +238,23 @@ class Workbench:
         with replaced_forward(like.module, forward):
             return self._source.evaluate(like.module)
 
-    def _material(self, notes: dict[str, Any]) -> Material:
-        return Material(self.trained.signature, lambda: self._calibration, self._source.finetune, notes)
+    def _material(self, passes: Sequence[Pass]) -> Material:
+        """What passes may look at. Rows that they measure are taken here, once, and not in each fork."""
+        if any(each.measures for each in passes):
+            _ = self._calibration
+        return Material(self.trained.signature, lambda: self._calibration, self._source.finetune)
 
     @cached_property
     def _calibration(self) -> Arrays:
         return calibration_rows(self.trained, self._source, self._recipe).inputs
+
+
+def _known(found: Known | GateError) -> Known:
+    """What was made earlier; GateError where that was in vain."""
+    if isinstance(found, GateError):
+        raise found
+    return found
+
+
+def _not_at_all(module: nn.Module, *, epochs: int) -> None:
+    """Train no module."""

@@ -50,10 +50,15 @@ class Pass:
     shrinks: ClassVar[bool] = True
     #: What outputs may then differ by, in parts of their largest value.
     tolerance: ClassVar[float] = 0.0
+    #: Whether it looks at calibration rows.
+    measures: ClassVar[bool] = False
 
 
 class ModulePass(Pass, ABC):
     """One step from a module to another of the same signature, with weights or layers of its own.
+
+    One that follows the user's code may hang or crash in it, so each is applied in a process of its own first, without
+    fine-tuning, and then here.
 
     What follows is proved equal to that one; the metric alone is compared with the trained module's.
     """

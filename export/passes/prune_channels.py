@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
@@ -41,6 +41,8 @@ class PruneChannels(ModulePass):
     round_to: int = 8
     heads: bool = False
     keep: tuple[str, ...] = ()
+
+    measures: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if isinstance(self.ratio, bool) or not isinstance(self.ratio, int | float) or not 0 < self.ratio < 1:

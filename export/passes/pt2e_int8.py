@@ -44,6 +44,7 @@ class Pt2eInt8(ModulePass):
 
     precision: ClassVar[str] = "int8"
     tolerance: ClassVar[float] = 5e-2
+    measures: ClassVar[bool] = True
 
     @property
     def label(self) -> str:

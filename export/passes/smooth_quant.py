@@ -48,6 +48,7 @@ class SmoothQuant(GraphPass):
     shrinks: ClassVar[bool] = False
     precision: ClassVar[str] = "float32-smooth"
     tolerance: ClassVar[float] = 1e-4
+    measures: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if isinstance(self.alpha, bool) or not isinstance(self.alpha, int | float) or not 0 <= self.alpha <= 1:

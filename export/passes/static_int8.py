@@ -62,6 +62,7 @@ class StaticInt8(GraphPass):
 
     precision: ClassVar[str] = "int8"
     tolerance: ClassVar[float] = 5e-2
+    measures: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.calibration not in _METHODS:

@@ -57,8 +57,13 @@ def main(file: str, backend: str, settings: str) -> int:
         limit_memory()
         chosen.load(Path(file).read_bytes(), ServingSettings.model_validate_json(settings)).run(inputs)
     except Exception as error:
-        return OUT_OF_MEMORY if isinstance(error, MemoryError) or _ALLOCATION.search(str(error)) else 0
+        return OUT_OF_MEMORY if is_out_of_memory(error) else 0
     return 0
+
+
+def is_out_of_memory(error: BaseException | str) -> bool:
+    """Whether an error, or what a process said at its end, is that there was no more memory."""
+    return isinstance(error, MemoryError) or bool(_ALLOCATION.search(str(error)))
 
 
 def limit_memory() -> None:

@@ -31,6 +31,7 @@ def run(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--version", type=str | None, default=None, help="A number; default: one more than the newest.")
     parser.add_argument("--max_batch_size", type=int, default=32, help="The largest batch that servers make.")
+    parser.add_argument("--timeout", type=float, default=900.0, help="How many seconds it may take to try the file.")
     settings = parse(parser, rest)
     if file is None:
         raise ConfigError("Which file? Give it first, such as: shipline import model.onnx --name digits --to models")
@@ -40,6 +41,7 @@ def run(arguments: Sequence[str]) -> None:
         golden=None if settings.golden is None else read(settings.golden),
         version=settings.version,
         max_batch_size=settings.max_batch_size,
+        timeout=settings.timeout,
     )
     show_verdicts(artifact)
 

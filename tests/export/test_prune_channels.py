@@ -451,6 +451,7 @@ def test_a_module_that_cannot_be_pruned_ends_no_search(
         raise GateError("Tiny cannot be pruned: why.")
 
     monkeypatch.setattr(PruneChannels, "apply", fails)
+    monkeypatch.setattr(workbench, "apart", lambda work, *_: work())  # what it counts in another process is lost
     proof = prove(source, sl.Recipe(precision="auto", backend="onnxruntime", prune=0.5))
     assert "pruned-50%: Tiny cannot be pruned: why." in proof.refused
     assert len(tried) == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,18 +129,32 @@ def test_a_way_that_leads_nowhere_is_told(bench: Workbench, timed: Any, monkeypa
     assert "int8 on openvino: The graph cannot be made int8: no rows." in found.refused
 
 
-def test_a_pass_is_applied_once_for_all_backends(bench: Workbench, timed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_way_that_ends_its_process_is_told_and_costs_no_other(
+    bench: Workbench, timed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(StaticInt8, "apply", lambda *_: os.abort())
+    found = search.search(bench, sl.Recipe(precision="auto"))
+    [said] = [line for line in found.refused if line.startswith("int8 on openvino: ")]
+    assert "int8 on openvino: Making the graph int8 ended its process by SIGABRT (at test_search.py:" in said
+    assert {"float32 on openvino", "int8-weights on onnxruntime"} <= {str(each.plan) for each in found.candidates}
+
+
+def test_a_pass_is_applied_once_for_all_backends(
+    bench: Workbench, timed: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """To measure scales takes long."""
-    apply, applied = StaticInt8.apply, []
+    apply, applied = StaticInt8.apply, tmp_path / "applied"
 
     def counted(self: StaticInt8, *given: Any) -> bytes:
-        applied.append(self)
+        with applied.open("a") as file:  # which outlives the process that it is applied in
+            print(self, file=file)
         return apply(self, *given)
 
     monkeypatch.setattr(StaticInt8, "apply", counted)
     found = search.search(bench, sl.Recipe(precision="auto"))
     assert {"int8 on onnxruntime", "int8 on openvino"} <= {str(each.plan) for each in found.candidates}
-    assert len(applied) == len(set(applied))
+    lines = applied.read_text().splitlines()
+    assert len(lines) == len(set(lines)) == 3, "int8, int8-portable, and int8-mixed, which is one, too"
 
 
 def test_what_is_made_on_the_way_keeps_a_file_of_its_own(bench: Workbench) -> None:

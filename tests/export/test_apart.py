@@ -1,0 +1,209 @@
+"""What traces a user's code may hang, crash or ask for all memory: that costs the way alone, and no more."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import wait_until
+from small_modules import Tiny
+from torch import nn
+
+import shipline as sl
+from shipline.backends import trial
+from shipline.errors import ConfigError, GateError, SignatureError
+from shipline.export import apart as apart_module
+from shipline.export.apart import apart
+
+GIB = 1 << 30
+
+
+def hang() -> None:
+    while True:
+        pass
+
+
+def take_memory() -> None:
+    taken = []
+    while True:
+        taken.append(bytearray(64 << 20))
+
+
+def take_tensors() -> None:
+    torch.empty(1 << 50, dtype=torch.uint8)
+
+
+@pytest.fixture
+def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "free_memory", lambda: GIB // 2)
+
+
+@pytest.fixture
+def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apart_module, "GRACE_S", 60.0)  # what is to say where it hangs may be slow to get to it
+
+
+def test_what_it_returns_comes_back_and_what_it_changes_does_not(tmp_path: Path) -> None:
+    changed = []
+
+    def work() -> dict[str, Any]:
+        changed.append(1)
+        (tmp_path / "made").write_bytes(b"made")
+        return {"process": os.getpid(), "threads": torch.get_num_threads()}
+
+    found = apart(work, "Working", 60)
+    assert found["process"] != os.getpid()
+    assert found["threads"] == 1
+    assert changed == []
+    assert (tmp_path / "made").read_bytes() == b"made"
+
+
+@pytest.mark.parametrize("error", [ConfigError("a"), SignatureError("b"), GateError("c.\nd")], ids=repr)
+def test_our_errors_come_back_as_they_are(error: Exception) -> None:
+    def work() -> None:
+        raise error
+
+    with pytest.raises(type(error)) as caught:
+        apart(work, "Working", 60)
+    assert type(caught.value) is type(error)
+    assert str(caught.value) == str(error)
+    assert "in work" in "".join(caught.value.__notes__), "where it was raised is not lost"
+
+
+@pytest.mark.parametrize(
+    ("work", "said"),
+    [
+        (lambda: 1 // 0, "failed with ZeroDivisionError"),
+        (lambda: object(), "failed with PydanticSerializationError"),
+        (lambda: os._exit(0), "ended its process with the exit status 0"),
+        (lambda: os._exit(9), "ended its process with the exit status 9"),
+        (lambda: exit(3), "failed with SystemExit: 3"),
+        (lambda: os.abort(), r"ended its process by SIGABRT \(at test_apart.py:\d+, in <lambda>\)"),
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), "was ended by SIGKILL, as Linux does where memory runs out"),
+        (lambda: os.kill(os.getpid(), signal.SIGTERM), "ended its process by SIGTERM"),
+    ],
+    ids=["error", "no data", "exit 0", "exit 9", "sys.exit", "abort", "killed", "terminated"],
+)
+def test_what_ends_it_is_told(work: Callable[[], Any], said: str) -> None:
+    with pytest.raises(GateError, match=f"^Working {said}.*, so nothing was published") as caught:
+        apart(work, "Working", 60)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_hangs_is_ended_and_says_where(no_grace: None) -> None:
+    with pytest.raises(GateError, match=r"took longer than 0\.2 s \(at test_apart\.py:\d+, in hang\)"):
+        apart(hang, "Working", 0.2)
+
+
+def test_what_hangs_deaf_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped, it cannot even say where it is."""
+    monkeypatch.setattr(apart_module, "GRACE_S", 0.1)
+    with pytest.raises(GateError, match=r"took longer than 0\.1 s, which is the recipe's timeout"):
+        apart(lambda: os.kill(os.getpid(), signal.SIGSTOP), "Working", 0.1)
+
+
+@pytest.mark.parametrize("work", [take_memory, take_tensors])
+def test_what_takes_all_memory_gets_no_more_than_is_free(work: Callable[[], None], little_memory: None) -> None:
+    with pytest.raises(GateError, match=r"^Working needed more memory than is free here, so nothing was"):
+        apart(work, "Working", 60)
+
+
+def test_what_it_started_ends_with_it(tmp_path: Path) -> None:
+    """As compilers are that AOTInductor starts."""
+
+    def work() -> None:
+        if pid := os.fork():
+            (tmp_path / "pid").write_text(str(pid))
+        else:
+            hang()
+
+    apart(work, "Working", 60)
+    pid = int((tmp_path / "pid").read_text())
+    wait_until(lambda: not runs(pid), 10)
+
+
+def runs(pid: int) -> bool:
+    """Whether a process is there and no zombie, which belongs to whoever adopts orphans."""
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] not in "ZX"
+
+
+def test_an_interrupt_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C, which comes while this process waits; the fixture of all tests looks for what is left."""
+    fork, forked = os.fork, []
+    main = threading.get_ident()
+
+    def forks() -> int:
+        pid = fork()
+        if pid:
+            forked.append(pid)
+            threading.Timer(0.2, lambda: signal.pthread_kill(main, signal.SIGINT)).start()
+        return pid
+
+    monkeypatch.setattr(os, "fork", forks)
+    with pytest.raises(KeyboardInterrupt):
+        apart(hang, "Working", 600)
+    with pytest.raises(ProcessLookupError):
+        os.kill(forked[0], 0)
+
+
+def test_nothing_is_forked_where_that_is_not_safe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(apart_module.sys, "platform", "darwin")
+    assert apart(os.getpid, "Working", 60) == os.getpid()
+
+
+class Traced(Tiny):
+    """Does something when it is traced for ONNX, and nothing in an ordinary call."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.compiler.is_exporting():
+            self.when_traced()
+        return super().forward(x)
+
+    def when_traced(self) -> None: ...
+
+
+class Hangs(Traced):
+    def when_traced(self) -> None:
+        faulthandler.dump_traceback_later(0.1, exit=True, file=2)  # the time is over: tests need not wait for it
+        hang()
+
+
+class Aborts(Traced):
+    def when_traced(self) -> None:
+        os.abort()
+
+
+class Exits(Traced):
+    def when_traced(self) -> None:
+        os._exit(0)
+
+
+class TakesMemory(Traced):
+    def when_traced(self) -> None:
+        take_memory()
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        (Hangs, r"took longer than 120 s \(at test_apart\.py:\d+, in hang\)"),
+        (Aborts, r"ended its process by SIGABRT \(at test_apart\.py:\d+, in when_traced\)"),
+        (Exits, "ended its process with the exit status 0"),
+        (TakesMemory, "needed more memory than is free here"),
+    ],
+)
+def test_a_module_that_cannot_stand_being_traced_is_refused(
+    module: type[nn.Module], said: str, tmp_path: Path, little_memory: None
+) -> None:
+    recipe = sl.Recipe(timeout=120)
+    with pytest.raises(GateError, match=f"^Converting {module.__name__} to onnx {said}.*, so nothing was published"):
+        sl.export(module(), recipe, rows=torch.rand(32, 64), to=str(tmp_path / "m"))
+    assert not (tmp_path / "m").exists()

@@ -36,7 +36,8 @@ class Candidate:
         comparison: of its answers with those of the module as it was trained, before it was pruned; none where no
             gate has asked for answers.
         left_out: why a search has not put it through all of them, where none has failed.
-        recalled: its measurements are those of an earlier search.
+        recalled: its measurements are those of an earlier search, or its verdicts of another machine.
+        against_size: how large the float32 graph is.
     """
 
     plan: Plan
@@ -53,6 +54,7 @@ class Candidate:
     comparison: Comparison | None = None
     left_out: str = ""
     recalled: bool = False
+    against_size: int = 0
 
     @property
     def precision(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from functools import partial
 
 from shipline.artifact import PROCESSING, REPORT_HTML, REPORT_JSON, Artifact, ArtifactManifest, Model, Verdict
@@ -15,7 +16,9 @@ from shipline.export.recipe import Recipe
 from shipline.export.source import Source
 
 
-def export(source: Source, recipe: Recipe, model: Model, version: str | None = None) -> Artifact:
+def export(
+    source: Source, recipe: Recipe, model: Model, version: str | None = None, executor: Executor | None = None
+) -> Artifact:
     """Publish the checkpoint as the recipe says, as a new version of the model.
 
     Args:
@@ -23,6 +26,7 @@ def export(source: Source, recipe: Recipe, model: Model, version: str | None = N
         recipe: how, and at what cost.
         model: where to publish.
         version: a number; default: one more than the newest.
+        executor: makes and judges the candidates of a search in other processes.
 
     Raises:
         GateError: a gate failed, with the row or the metric and by how much; nothing was published.
@@ -31,7 +35,7 @@ def export(source: Source, recipe: Recipe, model: Model, version: str | None = N
         ExistsError: somebody published that version first.
     """
     check_version(model, version)
-    proof = prove(source, recipe)
+    proof = prove(source, recipe, executor)
     for candidate in proof.must_pass:
         refuse_failed(f"{model.name} as {candidate.plan}", candidate.verdicts, proof.nearest)
     return publish(model, version, partial(_content, source, recipe, proof, model.name))

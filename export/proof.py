@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -55,10 +56,10 @@ class Proof:
         return [first] if self.chosen is first else [first, self.chosen]
 
 
-def prove(source: Source, recipe: Recipe) -> Proof:
-    """Make what the recipe asks for, or search it, and put it through every gate."""
+def prove(source: Source, recipe: Recipe, executor: Executor | None = None) -> Proof:
+    """Make what the recipe asks for, or search it, with an executor's workers, and put it through every gate."""
     trained = look_at(source, recipe)
-    with Workbench(source, recipe, trained) as bench:
+    with Workbench(source, recipe, trained, executor) as bench:
         found = search(bench, recipe) if recipe.searches else _asked_for(bench, recipe)
         chosen, best = found.chosen, front(found.candidates, bench)
         if chosen is bench.baseline and recipe.machine.limits:

@@ -36,8 +36,8 @@ def search(bench: Workbench, recipe: Recipe) -> Found:
 
     What costs least is asked first: each is timed beside the float32 graph; then, the best first, each goes through its
     gates until one fails, the metric over all validation rows last. One that is no better in anything than another that
-    has passed and loses nothing is not judged at all. What an earlier search has measured is taken from there, but for
-    what is published.
+    has passed and loses nothing is not judged at all. What an earlier search has measured is taken from there, and what
+    workers say of a candidate from them, but for what is published: that is timed and judged here.
     """
     bench.time(bench.baseline)
     bench.judge(bench.baseline, to_the_end=True)
@@ -45,6 +45,7 @@ def search(bench: Workbench, recipe: Recipe) -> Found:
         return Found([bench.baseline], bench.baseline, [])
     memory = Remembered(recipe, bench.trained)
     made, refused = _made(bench, recipe, memory)
+    bench.judge_ahead(sorted(made, key=lambda each: cost(each, recipe)))
     while True:
         chosen = _chosen(bench, recipe, made, memory)
         if not chosen.recalled:
@@ -82,7 +83,9 @@ def _made(bench: Workbench, recipe: Recipe, memory: Remembered) -> tuple[list[Ca
         except GateError as error:
             refused.append(f"{' '.join(each.label for each in start)}: {str(error).splitlines()[0]}")
             continue
-        for plan in searched(recipe.backend, start, compiled=recipe.compiled, target=recipe.machine):
+        plans = searched(recipe.backend, start, compiled=recipe.compiled, target=recipe.machine)
+        bench.foresee(plans)
+        for plan in plans:
             try:
                 made.append(_timed(bench, plan, recipe.machine, memory))
             except GateError as error:

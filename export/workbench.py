@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from torch import nn
 
-from shipline import plugins
 from shipline.artifact import Verdict
 from shipline.backends.base import Arrays
 from shipline.backends.cores import cores
@@ -21,8 +22,9 @@ from shipline.errors import ConfigError, GateError
 from shipline.export import gates
 from shipline.export.apart import apart
 from shipline.export.candidate import Candidate
-from shipline.export.comparison import compare
+from shipline.export.comparison import Comparison, compare
 from shipline.export.latency import batch_of, measure
+from shipline.export.making import Made, convert, go_through
 from shipline.export.passes.base import Material, ModulePass, Pass
 from shipline.export.plan import BASELINE, Plan
 from shipline.export.recipe import Recipe
@@ -30,15 +32,10 @@ from shipline.export.rows import replaced_forward
 from shipline.export.runtime import Runtime
 from shipline.export.source import Source
 from shipline.export.trained import Trained, calibration_rows, look_again
+from shipline.export.workers import Content, Workers, made_elsewhere
 
 Known = TypeVar("Known")
-
-
-class _Made(NamedTuple):
-    """A file, and what passes noted down while they made it."""
-
-    file: Path
-    notes: dict[str, Any]
+Key = tuple[Any, ...]
 
 
 class Workbench:
@@ -48,11 +45,12 @@ class Workbench:
     memory than one candidate beside the float32 graph.
     """
 
-    def __init__(self, source: Source, recipe: Recipe, trained: Trained) -> None:
+    def __init__(self, source: Source, recipe: Recipe, trained: Trained, executor: Executor | None = None) -> None:
+        self._workers = Workers(executor)
         self._source, self._recipe, self.trained = source, recipe, trained
         self._drop = recipe.allowed_drop(trained.score)
         self._modules: list[tuple[tuple[Any, ...], Trained | GateError]] = [((), trained)]
-        self._files: list[tuple[tuple[Any, ...], _Made | GateError]] = []
+        self._files: list[tuple[tuple[Any, ...], Made | GateError]] = []
         self._candidates: list[Candidate] = []
         self._numbers = itertools.count()
         self._scratch = tempfile.TemporaryDirectory(prefix="shipline-export-")
@@ -61,6 +59,7 @@ class Workbench:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._workers.give_up()
         for candidate in self._candidates:
             candidate.rest()
         self._scratch.cleanup()
@@ -73,6 +72,26 @@ class Workbench:
     def make(self, plan: Plan) -> Candidate:
         """Return the candidate of a plan; GateError where it cannot go that way."""
         return self.baseline if plan == BASELINE else self._candidate(plan)
+
+    def foresee(self, plans: Sequence[Plan]) -> None:
+        """Let workers, where there are any, make the files of these plans, which will be asked for."""
+        starts: dict[Path, bytes] = {}
+        for plan in plans if self._workers.there else ():
+            with contextlib.suppress(GateError):  # which is raised again when the plan is asked for
+                make, (start, *others) = self._making(plan)
+                if isinstance(start, Path):  # on this machine; its content travels, once for all
+                    start = starts[start] = starts.get(start) or start.read_bytes()
+                if all(known != _key(plan) for known, _ in self._files):
+                    self._workers.ask(_key(plan), made_elsewhere, make, start, *others)
+
+    def judge_ahead(self, candidates: Sequence[Candidate]) -> None:
+        """Let workers, where there are any, put these through the gates."""
+        for each in candidates if self._workers.there else ():
+            if not each.verdicts and not each.left_out:
+                of_all = self._source, self._recipe, self.trained  # which travel once
+                measured = each.size, each.max_batch_size, each.latencies, each.against, each.against_size
+                content = each.file.read_bytes()
+                self._workers.ask(each.plan, judged_elsewhere, *of_all, each.trained, each.plan, content, measured)
 
     def try_out(self, candidate: Candidate) -> None:
         """Run it on real rows, first where it can crash nobody else; GateError where it cannot."""
@@ -106,7 +125,11 @@ class Workbench:
         return gates.target(candidate.size, candidate.latencies, self._recipe.machine)
 
     def judge(self, candidate: Candidate, *, to_the_end: bool) -> None:
-        """Gather the verdicts: all of them, or those up to the first that fails."""
+        """Gather the verdicts: all of them, or those up to the first that fails, from a worker where one was asked."""
+        if not to_the_end and not candidate.recalled and (brought := self._workers.bring(candidate.plan)):
+            candidate.verdicts, candidate.metrics, candidate.worst, candidate.comparison = brought
+            candidate.recalled = True
+            return
         for verdict in self.verdicts(candidate):
             candidate.verdicts.append(verdict)
             if not verdict.passed and not to_the_end:
@@ -122,7 +145,7 @@ class Workbench:
         if plan != BASELINE and not (recipe.searches and recipe.objective == "size"):
             yield gates.latency(candidate.latencies, candidate.against, recipe)
         if any(each.shrinks for each in (*plan.module_passes, *plan.passes)):
-            yield gates.size(candidate.size, self.baseline.size)
+            yield gates.size(candidate.size, candidate.against_size)
         limit = recipe.allowed_difference(plan)
         same, candidate.worst = gates.parity(runtime, like.rows, like.signature, largest, limit)
         trained = self.trained
@@ -140,53 +163,49 @@ class Workbench:
         made = self._made(plan)
         size, largest = made.file.stat().st_size, self._recipe.max_batch_size
         candidate = Candidate(plan, self._trained(plan.module_passes), made.file, size, largest, made.notes)
+        candidate.against_size = size if plan == BASELINE else self.baseline.size
         self._candidates.append(candidate)
         return candidate
 
-    def _made(self, plan: Plan) -> _Made:
+    def _made(self, plan: Plan) -> Made:
         """The file of a plan: made once, even if in vain, though several backends run it."""
-        form = plan.backend_class.format
-        key = (plan.module_passes, plan.passes, form, None if form == "onnx" else plan.compute)
+        key = _key(plan)
         for known, made in self._files:
             if known == key:
                 return _known(made)
-        if plan.passes and form != "onnx":
-            raise ConfigError(
-                f"{plan.passes[0]} changes an ONNX graph, and {plan.backend} takes {form}. Set backend='onnxruntime', "
-                "or 'openvino'."
-            )
         try:
-            found = self._passed(plan) if plan.passes else self._converted(plan, form)
+            found = self._brought(plan) or self._made_here(plan)
         except GateError as error:
             self._files.append((key, error))
             raise
         self._files.append((key, found))
         return found
 
-    def _converted(self, plan: Plan, form: str) -> _Made:
-        """Let the user's code be traced."""
-        trained, file, convert = self._trained(plan.module_passes), self._new_file(), plugins.load("converter", form)
+    def _brought(self, plan: Plan) -> Made | None:
+        """What a worker has made of it."""
+        brought: Content | None = self._workers.bring(_key(plan))
+        if brought is None:
+            return None
+        (file := self._new_file()).write_bytes(brought.data)
+        return Made(file, brought.notes)
 
-        def convert_it() -> dict[str, Any]:
-            file.write_bytes(convert(trained.module, trained.rows, trained.signature, plan.compute))
-            return {}
+    def _made_here(self, plan: Plan) -> Made:
+        make, arguments = self._making(plan)
+        file = self._new_file()  # after those that it is made from
+        return Made(file, make(file, *arguments))
 
-        name = f"Converting {type(trained.module).__name__} to {form}"
-        return _Made(file, apart(convert_it, name, self._recipe.timeout))
-
-    def _passed(self, plan: Plan) -> _Made:
-        """Let the float32 graph go through the passes."""
-        start, file = self._made(plan.without_passes()).file, self._new_file()
-        material = self._material(plan.passes)
-
-        def pass_it() -> dict[str, Any]:
-            model = start.read_bytes()
-            for each in plan.passes:
-                model = each.apply(model, material)
-            file.write_bytes(model)
-            return material.notes
-
-        return _Made(file, apart(pass_it, f"Making the graph {plan.precision}", self._recipe.timeout))
+    def _making(self, plan: Plan) -> tuple[Callable[..., dict[str, Any]], tuple[Any, ...]]:
+        """What makes the file of a plan, and of what."""
+        timeout, form = self._recipe.timeout, plan.backend_class.format
+        if not plan.passes:
+            return convert, (self._trained(plan.module_passes), form, plan.compute, timeout)
+        if form != "onnx":
+            raise ConfigError(
+                f"{plan.passes[0]} changes an ONNX graph, and {plan.backend} takes {form}. Set backend='onnxruntime', "
+                "or 'openvino'."
+            )
+        start = self._made(plan.without_passes()).file
+        return go_through, (start, plan.passes, self._material(plan.passes), timeout)
 
     def _new_file(self) -> Path:
         return Path(self._scratch.name) / str(next(self._numbers))
@@ -239,10 +258,14 @@ class Workbench:
             return self._source.evaluate(like.module)
 
     def _material(self, passes: Sequence[Pass]) -> Material:
-        """What passes may look at. Rows that they measure are taken here, once, and not in each fork."""
-        if any(each.measures for each in passes):
-            _ = self._calibration
-        return Material(self.trained.signature, lambda: self._calibration, self._source.finetune)
+        """What passes may look at. Rows that they measure are taken here, once, and not in each fork or worker."""
+        if self._workers.there or any(each.measures for each in passes):
+            rows = self._calibration
+            calibration: Callable[[], Arrays] = lambda: rows  # noqa: E731 -- which can travel, and this object cannot
+        else:
+            calibration = lambda: self._calibration  # noqa: E731
+        trains = any(isinstance(each, ModulePass) for each in passes)
+        return Material(self.trained.signature, calibration, self._source.finetune if trains else None)
 
     @cached_property
     def _calibration(self) -> Arrays:
@@ -258,3 +281,32 @@ def _known(found: Known | GateError) -> Known:
 
 def _not_at_all(module: nn.Module, *, epochs: int) -> None:
     """Train no module."""
+
+
+def _key(plan: Plan) -> Key:
+    """What the file of a plan depends on."""
+    form = plan.backend_class.format
+    return plan.module_passes, plan.passes, form, None if form == "onnx" else plan.compute
+
+
+def judged_elsewhere(
+    source: Source,
+    recipe: Recipe,
+    trained: Trained,
+    like: Trained,
+    plan: Plan,
+    content: bytes,
+    measured: tuple[Any, ...],
+) -> tuple[list[Verdict], dict[str, float], gates.Worst | None, Comparison | None]:
+    """Put a candidate through the gates in a worker."""
+    size, largest, latencies, against, against_size = measured
+    with Workbench(source, recipe, trained) as bench, tempfile.TemporaryDirectory(prefix="shipline-export-") as scratch:
+        (file := Path(scratch) / "made").write_bytes(content)
+        candidate = Candidate(
+            plan, like, file, size, largest, latencies=latencies, against=against, against_size=against_size
+        )
+        try:
+            bench.judge(candidate, to_the_end=False)
+        finally:
+            candidate.rest()
+    return candidate.verdicts, candidate.metrics, candidate.worst, candidate.comparison

@@ -19,6 +19,8 @@ from shipline.checkpoint import Checkpoint
 from shipline.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
     from shipline.export import Exportable, Recipe, Source
     from shipline.export.lightning import LightningCheckpoint
     from shipline.processing import Processing
@@ -40,6 +42,7 @@ def export(
     calibration: Any = None,
     processing: Processing | None = None,
     version: str | None = None,
+    executor: Executor | None = None,
 ) -> Artifact:
     """Publish what was trained as a new version of a model, if it is proved to answer alike.
 
@@ -61,6 +64,8 @@ def export(
         calibration: rows that scales are measured on; default: `rows`.
         processing: makes rows of raw inputs, and answers of outputs.
         version: a number; default: one more than the newest.
+        executor: makes and judges the candidates of "auto" in processes of its own, such as
+            `shipline.train.RayExecutor`; what is published is timed and judged here all the same.
 
     Returns:
         The artifact, whose manifest holds the verdicts.
@@ -82,7 +87,7 @@ def export(
         source = _on_data(source, data, evaluate)
     if finetune is not None:
         source = dataclasses.replace(source, finetune=finetune)
-    return publish(source, parse_recipe(recipe), open_model(to), version)
+    return publish(source, parse_recipe(recipe), open_model(to), version, executor)
 
 
 def _is_run(trained: Any) -> TypeGuard[Run]:

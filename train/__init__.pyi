@@ -41,6 +41,7 @@ from .data import (
     RayRows as RayRows,
     StreamedRows as StreamedRows,
 )
+from .launch.executor import RayExecutor as RayExecutor
 from .launch.options import RayCluster as RayCluster
 from .loggers import (
     CSVLogger as CSVLogger,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -41,7 +43,10 @@ def run(arguments: Sequence[str]) -> None:
     recipe = build(parser, settings).recipe
     checkpoint = opened(url)
     module, data = named_by(settings.run_config or trusted_config(checkpoint), checkpoint)
-    artifact = export(checkpoint, recipe, to=settings.to, module=module, data=data, version=settings.version)
+    with workers(settings.workers) as executor:
+        artifact = export(
+            checkpoint, recipe, to=settings.to, module=module, data=data, version=settings.version, executor=executor
+        )
     if recipe.searches:
         show_candidates(artifact)
     show_verdicts(artifact)
@@ -84,8 +89,24 @@ def export_parser() -> ArgumentParser:
         help="The machine that will serve, such as 20MB,5ms,avx2: largest file, longest time of a row, instructions. "
         "Short for --recipe.target",
     )
+    parser.add_argument(
+        "--workers",
+        type=int | None,
+        default=None,
+        help="Make and judge the candidates of --auto in so many Ray workers at once, on the cluster that RAY_ADDRESS "
+        "names, or one of their own. Times are measured on this machine all the same.",
+    )
     add_export_options(parser)
     return parser
+
+
+def workers(count: int | None) -> AbstractContextManager[Executor | None]:
+    """Return the workers that were asked for, or none."""
+    if count is None:
+        return nullcontext()
+    from shipline.train import RayExecutor
+
+    return RayExecutor(count)
 
 
 def _shorthands(settings: Namespace) -> dict[str, Any]:

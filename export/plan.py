@@ -27,6 +27,7 @@ PRECISIONS: dict[str, dict[str, dict[str, Any]]] = {
     "float16": {"float16": {}},
     "int8": {"static-int8": {}},
     "int8-portable": {"static-int8": {"reduce_range": True}},
+    "int8-tensor": {"static-int8": {"per_channel": False}},
     "int8-mixed": {"mixed-int8": {}},
     "int8-smooth": {"smooth-quant": {}, "mixed-int8": {"near": 0.06}},  # about 0.4 % of fidelity, as R2
     "int8-dynamic": {"dynamic-int8": {}},
@@ -45,6 +46,7 @@ SEARCHED = {
         FLOAT32,
         "int8",
         "int8-portable",
+        "int8-tensor",
         "int8-mixed",
         "int8-smooth",
         "int8-dynamic",

@@ -18,7 +18,7 @@ AUTO = "auto"
 #: Those of `plan.PRECISIONS`, and "auto".
 Precision = Literal[
     "float32", "bfloat16", "float16",
-    "int8", "int8-portable", "int8-mixed", "int8-smooth", "int8-dynamic", "int8-weights", "int4-weights",
+    "int8", "int8-portable", "int8-tensor", "int8-mixed", "int8-smooth", "int8-dynamic", "int8-weights", "int4-weights",
     "auto",
 ]  # fmt: skip
 Objective = Literal["speed", "latency", "throughput", "size"]
@@ -35,7 +35,8 @@ class Recipe:
     Args:
         precision: "float32"; "bfloat16": computed in bfloat16 (OpenVINO, and what runs on torch); "float16"; "int8":
             weights and activations, scales measured on training rows; "int8-portable": the same for older processors
-            than this one; "int8-mixed": products alone, without those that suffer most; "int8-smooth": the same, after
+            than this one; "int8-tensor": as int8, with one scale for a whole weight, not one for each channel;
+            "int8-mixed": products alone, without those that suffer most; "int8-smooth": the same, after
             `SmoothQuant`; "int8-dynamic"; "int8-weights"; "int4-weights"; or "auto": measure them all and publish the
             best that keeps the promise.
         backend: "onnxruntime", "openvino", "torchscript", "torch-export" or "aotinductor"; default: onnxruntime, and

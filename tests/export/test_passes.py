@@ -14,7 +14,7 @@ import torch
 from onnx import helper
 from pass_conformance import PassConformance
 from sklearn.datasets import load_digits
-from small_modules import record
+from small_modules import Tiny, record
 from torch import nn
 
 from shipline import plugins
@@ -30,6 +30,7 @@ from shipline.export.passes.smooth_quant import SmoothQuant
 from shipline.export.passes.static_int8 import StaticInt8
 from shipline.export.passes.weights_int4 import WeightsInt4
 from shipline.export.passes.weights_int8 import WeightsInt8
+from shipline.export.plan import plan
 from shipline.export.rows import Rows
 from shipline.export.runtime import Runtime
 from shipline.export.signature import signature_of
@@ -139,6 +140,16 @@ def test_nodes_and_operators_can_stay_float() -> None:
     assert quantised(StaticInt8()) == [2, 2, 4, 4]
     assert quantised(StaticInt8(op_types=("Conv",))) == [4, 4]
     assert quantised(StaticInt8(keep_float=tuple(names))) == [2, 2]
+
+
+@pytest.mark.parametrize(("precision", "scales"), [("int8", {10, 64}), ("int8-tensor", {1})])
+def test_a_weight_has_a_scale_for_each_channel_or_one(precision: str, scales: set[int]) -> None:
+    model, material = graph_of(Tiny)
+    [made] = plan(precision, "onnxruntime").passes
+    graph = onnx.load_from_string(made.apply(model, material)).graph
+    found = {t.name: onnx.numpy_helper.to_array(t).size for t in graph.initializer if t.name.endswith("weight_scale")}
+    assert len(found) == 2
+    assert set(found.values()) == scales
 
 
 @pytest.mark.parametrize(

@@ -154,7 +154,7 @@ def test_a_pass_is_applied_once_for_all_backends(
     found = search.search(bench, sl.Recipe(precision="auto"))
     assert {"int8 on onnxruntime", "int8 on openvino"} <= {str(each.plan) for each in found.candidates}
     lines = applied.read_text().splitlines()
-    assert len(lines) == len(set(lines)) == 3, "int8, int8-portable, and int8-mixed, which is one, too"
+    assert len(lines) == len(set(lines)) == 4, "int8, int8-portable, int8-tensor, and int8-mixed, which is one, too"
 
 
 def test_what_is_made_on_the_way_keeps_a_file_of_its_own(bench: Workbench) -> None:

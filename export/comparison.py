@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -72,11 +72,39 @@ class Agreement:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """One class, where the right answers are known: its rows, and how many each of the two answers right."""
+
+    number: int
+    name: str
+    rows: int
+    trained: int
+    right: int
+
+    @property
+    def drop(self) -> float:
+        """The share of its rows by which it is answered worse."""
+        return (self.trained - self.right) / self.rows
+
+
+@dataclass(frozen=True)
 class Comparison:
-    """The rows that differ most, the worst first, and the agreement in each output that can be a classifier's."""
+    """How answers compare.
+
+    Args:
+        worst: the rows that differ most, the worst first.
+        agreement: in each output that can be a classifier's.
+        scores: of each class, where the right ones are known and one output can be a classifier's.
+    """
 
     worst: list[Differing]
     agreement: list[Agreement]
+    scores: list[Scored] = field(default_factory=list)
+
+    @property
+    def worst_class(self) -> Scored | None:
+        """The class that loses most; None where the right ones are not known."""
+        return max(self.scores, key=lambda each: each.drop, default=None)
 
 
 @dataclass(frozen=True)
@@ -105,13 +133,13 @@ def compare(
         for i, names in enumerate(classes):
             answered[i].append(_answered(found[i], len(names)))
     names_of = [spec.name for spec in signature.outputs]
+    both = {
+        i: (_answered(outputs[i], len(names)), np.concatenate(answered[i])) for i, names in enumerate(classes) if names
+    }
     return Comparison(
         [_told(each, names_of[each.output], classes[each.output]) for each in worst if each.difference],
-        [
-            _agreement(names_of[i], names, _answered(outputs[i], len(names)), np.concatenate(answered[i]))
-            for i, names in enumerate(classes)
-            if names
-        ],
+        [_agreement(names_of[i], classes[i], *pair) for i, pair in both.items()],
+        [each for i, pair in both.items() if len(both) == 1 for each in _scores(classes[i], rows.labels, *pair)],
     )
 
 
@@ -166,3 +194,13 @@ def _answered(scores: np.ndarray, classes: int) -> np.ndarray:
 def _agreement(output: str, names: Sequence[str], own: np.ndarray, found: np.ndarray) -> Agreement:
     rows, agreed = (np.bincount(each, minlength=len(names)).tolist() for each in (own, own[own == found]))
     return Agreement(output, [OfClass(i, name, rows[i], agreed[i]) for i, name in enumerate(names) if rows[i]])
+
+
+def _scores(names: Sequence[str], labels: np.ndarray | None, own: np.ndarray, found: np.ndarray) -> Iterator[Scored]:
+    """Each class that a row is of; none where the labels are no classes of this output."""
+    if labels is None or labels.min() < 0 or labels.max() >= len(names):
+        return
+    for number in np.unique(labels).tolist():
+        of_class = labels == number
+        right = [int((answers[of_class] == number).sum()) for answers in (own, found)]
+        yield Scored(number, names[number], int(of_class.sum()), *right)

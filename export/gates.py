@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from shipline.artifact import Verdict
 from shipline.backends.base import Arrays
+from shipline.errors import ConfigError
 from shipline.export.latency import Latency, batch_of
 from shipline.export.recipe import Recipe
 from shipline.export.rows import Rows
 from shipline.export.runtime import Runtime
 from shipline.export.target import Target
 from shipline.signature import Signature
+
+if TYPE_CHECKING:
+    from shipline.export.comparison import Scored
 
 INVARIANCE_ROWS = 8
 #: As reports list them; a search asks those that cost least first.
@@ -24,6 +29,7 @@ ORDER = (
     "not_finite",
     "determinism",
     "metric",
+    "classes",
     "latency",
     "size",
     "target",
@@ -145,6 +151,21 @@ def metric(name: str, mode: str, trained: float, exported: float, allowed: float
     text += "no worse" if drop <= 0 else f"worse by {drop:.6g}"
     text += f"; {allowed:g} is allowed"
     return Verdict(gate="metric", passed=passed, measured=_finite(drop), limit=allowed, message=text)
+
+
+def classes(worst: Scored | None, allowed: float) -> Verdict:
+    """No class is answered worse than allowed, however good the others are."""
+    if worst is None:
+        raise ConfigError(
+            f"Recipe has max_class_drop={allowed:g}, and the right classes of the validation rows are not known. Let "
+            "validation_step be given batches of rows and whole numbers, or rows=(inputs, targets) with a metric; or "
+            "leave max_class_drop out."
+        )
+    text = f"of class {worst.name!r} {worst.right} of {worst.rows} rows are answered right, by the trained module "
+    text += (
+        f"{worst.trained}: {'worse' if worst.drop > 0 else 'no worse'}, and no class loses more; {allowed:g} is allowed"
+    )
+    return Verdict(gate="classes", passed=worst.drop <= allowed, measured=worst.drop, limit=allowed, message=text)
 
 
 def rebuilt(name: str, mode: str, recorded: float, found: float, allowed: float) -> Verdict:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
@@ -13,6 +14,7 @@ from torch.utils import _pytree as pytree
 from shipline.errors import ConfigError, ShiplineError, SignatureError
 from shipline.export.examples import Examples
 from shipline.export.fidelity import FIDELITY, Fidelity
+from shipline.export.labels import labels_in
 from shipline.export.source import Source
 from shipline.processing import Processing
 
@@ -74,16 +76,21 @@ class Evaluation:
 
     def __init__(self, original: nn.Module, examples: dict[str, Examples], metrics: dict[str, Metric]) -> None:
         self._original, self._examples, self._metrics = original, examples, metrics
+        #: The right classes of the rows that it has gone through last, a part for each batch; None: not known.
+        self.labels: list[np.ndarray | None] = []
 
     def __call__(
         self, module: nn.Module, *, split: Literal["val", "train"] = "val", rows: int | None = None
     ) -> dict[str, float]:
         """Return the metrics over all rows of a split; with `rows`, run over so many, for others to see them go by."""
         fidelity, outputs, targets, seen = Fidelity(), [], [], 0
+        self.labels = []
         with torch.no_grad():
             for inputs, target in self._examples[split].batches():
                 found = _answer(module, inputs)
-                seen += len(next(iter(inputs.values())))
+                count = len(next(iter(inputs.values())))
+                seen += count
+                self.labels.append(labels_in(target, count))
                 if rows is not None:
                     if seen >= rows:
                         break

@@ -59,6 +59,8 @@ class Recipe:
         mode: "min" or "max" of that metric is best; default: as the checkpoint says.
         max_metric_drop: how much worse than the trained module's that metric may be: in its own unit, or as "0.5%" of
             it.
+        max_class_drop: what share of the rows of any one class may be answered worse than by the trained module, where
+            the right classes are known; default: what the metric allows.
         tolerance: allowed difference of outputs, in parts of the largest; default: 1e-4 (float32), 5e-2 (int8).
         min_speedup: how many times as fast as float32 another graph must be, here, over batches of 1 and the largest.
         calibration_rows: training rows that int8 scales are measured on.
@@ -80,6 +82,7 @@ class Recipe:
     metric: str | None = None
     mode: Literal["min", "max"] | None = None
     max_metric_drop: float | str = 0.005
+    max_class_drop: float | None = None
     tolerance: float | None = None
     min_speedup: float = 1.0
     calibration_rows: int = 512
@@ -96,9 +99,9 @@ class Recipe:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ConfigError(f"Recipe has {name}={value!r}; set a whole number from 1 on.")
-        for name in ("max_metric_drop", "tolerance", "min_speedup"):
+        for name in ("max_metric_drop", "max_class_drop", "tolerance", "min_speedup"):
             value = getattr(self, name)
-            if name == "tolerance" and value is None:
+            if name in ("max_class_drop", "tolerance") and value is None:
                 continue
             if name == "max_metric_drop" and isinstance(value, str):
                 if not _SHARE.fullmatch(value):

@@ -30,8 +30,11 @@ class Rows:
         self._outputs: list[list[np.ndarray]] = []
         self._digests: set[bytes] = set()
         self._names: list[str] = []
+        self._labels: list[np.ndarray] | None = []
         self.structure: pytree.TreeSpec | None = None
         self.seen = 0
+        #: Where in memory the tensors are that forward was given last.
+        self.given: set[int] = set()
 
     def __len__(self) -> int:
         return min(self.seen, self._limit)
@@ -45,6 +48,17 @@ class Rows:
     def outputs(self) -> list[np.ndarray]:
         """One array [rows, ...] for each output."""
         return [np.concatenate(parts)[: self._limit] for parts in self._outputs]
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """The right class of each row; None where they are not known of all."""
+        found = np.concatenate(self._labels)[: self._limit] if self._labels else np.empty(0, np.int64)
+        return found if 0 < len(found) == len(self) else None
+
+    def add_labels(self, labels: np.ndarray | None) -> None:
+        """Take the right classes of the rows that were added last; None where they are not known."""
+        if self._labels is not None and sum(map(len, self._labels)) < self._limit:
+            self._labels = None if labels is None else [*self._labels, labels]
 
     def has_seen(self, row: Arrays) -> bool:
         """Whether forward was given exactly this row, with a batch dimension, among all rows and not only the first."""
@@ -96,7 +110,9 @@ def recording(module: nn.Module, limit: int) -> Iterator[Rows]:
 
     def recorded(*args: Any, **kwargs: Any) -> Any:
         # Copies: forward may write into its inputs, as layers with inplace=True do.
-        inputs = {name: tensor.clone() for name, tensor in bind(forward, args, kwargs).items()}
+        given = bind(forward, args, kwargs)
+        rows.given = {tensor.data_ptr() for tensor in given.values()}
+        inputs = {name: tensor.clone() for name, tensor in given.items()}
         before = _state(module)
         output = forward(*args, **kwargs)
         _check_unchanged(module, before)

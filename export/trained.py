@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from shipline.errors import ConfigError, GateError, nearest
 from shipline.export.cost import Cost, cost_of
+from shipline.export.labels import noting_labels
 from shipline.export.recipe import Recipe
 from shipline.export.rows import Rows, recording
 from shipline.export.signature import signature_of
@@ -84,8 +85,10 @@ def look_again(trained: Trained, module: nn.Module, source: Source, recipe: Reci
 
 
 def _recorded(module: nn.Module, source: Source, recipe: Recipe) -> tuple[Rows, dict[str, float]]:
-    with recording(module, recipe.proof_rows) as rows:
+    with recording(module, recipe.proof_rows) as rows, noting_labels(module, rows):
         metrics = source.evaluate(module)
+    for labels in getattr(source.evaluate, "labels", ()):
+        rows.add_labels(labels)
     return rows, metrics
 
 

@@ -151,6 +151,8 @@ class Workbench:
         trained = self.trained
         candidate.comparison = compare(runtime, trained.rows, trained.signature, largest, self._source.processing)
         yield same
+        if recipe.max_class_drop is not None:
+            yield gates.classes(candidate.comparison.worst_class, recipe.max_class_drop)
         yield gates.batch_invariance(runtime, like.rows, like.signature, largest, plan.invariance)
         if verdict := gates.not_finite(runtime, like.rows, like.signature, largest, plan.invariance):
             yield verdict

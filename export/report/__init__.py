@@ -16,7 +16,7 @@ from shipline.export.report.rows import Shown, show_input, show_raw
 if TYPE_CHECKING:
     from shipline.artifact import ArtifactManifest
     from shipline.export.candidate import Candidate
-    from shipline.export.comparison import Agreement, Differing
+    from shipline.export.comparison import Agreement, Differing, Scored
     from shipline.export.proof import Proof
     from shipline.export.recipe import Recipe
 
@@ -99,8 +99,13 @@ def _described(candidate: Candidate, proof: Proof) -> dict[str, Any]:
             for taken, plain in zip(candidate.latencies, candidate.against, strict=True)
         ],
         "verdicts": [verdict.model_dump(mode="json") for verdict in candidate.verdicts],
+        "classes": [_score(each) for each in (candidate.comparison.scores if candidate.comparison else ())],
         "agreement": [_agreement(each) for each in (candidate.comparison.agreement if candidate.comparison else ())],
     }
+
+
+def _score(score: Scored) -> dict[str, Any]:
+    return {**dataclasses.asdict(score), "drop": score.drop}
 
 
 def _agreement(agreement: Agreement) -> dict[str, Any]:

@@ -42,6 +42,7 @@ def render(content: dict[str, Any], pictures: Pictures) -> bytes:
         plots=plots,
         sensitivity=sensitivity,
         chosen=chosen,
+        worst_classes=sorted(chosen["classes"], key=lambda each: (-each["drop"], -each["rows"]))[:MOST_CLASSES],
         least=[_least_agreed(each) for each in chosen["agreement"]],
         pictures={place: base64.b64encode(picture).decode() for place, picture in pictures.items()},
     )

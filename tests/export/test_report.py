@@ -14,6 +14,7 @@ import pytest
 
 from shipline.artifact import Artifact
 from shipline.export import report
+from shipline.export.latency import ENOUGH_ROUNDS
 from shipline.train import Run
 
 
@@ -72,7 +73,7 @@ def test_it_says_what_was_measured_of_each_candidate(artifacts: dict[str, Artifa
         assert [taken["batch"] for taken in candidate["latency"]] == [1, 32]
         for taken in candidate["latency"]:
             assert 0 < taken["p10_ms"] <= taken["median_ms"] <= taken["p90_ms"]
-            assert len(taken["rounds_ms"]) >= 5
+            assert len(taken["rounds_ms"]) >= ENOUGH_ROUNDS
             assert taken["speedup"] == pytest.approx(taken["float32_ms"] / taken["median_ms"])
 
 

@@ -57,7 +57,8 @@ class ServedModel:
         self.file_bytes = self.memory_bytes = 0
         self._users, self._unused = 0, asyncio.Event()
         settings = manifest.serving
-        self.batch_size = min(settings.preferred_batch_size or settings.max_batch_size, settings.max_batch_size)
+        preferred = settings.preferred_batch_size if backend.device == "cpu" else None  # measured on a CPU
+        self.batch_size = min(preferred or settings.max_batch_size, settings.max_batch_size)
         batch_s = _batch_seconds(backend, example.inputs, settings.max_batch_size)
         self._alive_s = max(ALIVE_S, TIMES * batch_s)
         self._canary: asyncio.Task[bool] | None = None

@@ -35,9 +35,10 @@ class UnprovenModel(Artifact):
         self._data = store.read(key)
         said = _examined(self._data, f"{store}/{key}")
         signature = Signature.model_validate(said["signature"])
+        serving = ServingSettings(**{name: said[name] for name in ("max_batch_size", "preferred_batch_size")})
         manifest = ArtifactManifest(
             name=name, version=version, backend=BACKEND, model_file=MODEL_FILE, precision=UNPROVEN,
-            signature=signature, tolerance={}, serving=ServingSettings(max_batch_size=said["max_batch_size"]),
+            signature=signature, tolerance={}, serving=serving,
             digest=hashlib.sha256(self._data).hexdigest(),
         )  # fmt: skip
         super().__init__(store, manifest)

@@ -13,9 +13,12 @@ import pytest
 from onnx import TensorProto, helper
 from serving import ANYBODY, GRAPHS, check_error, infer, tensor, web
 
+from shipline.artifact import ServingSettings
+from shipline.backends import examination
+from shipline.backends.onnx import OnnxBackend
 from shipline.errors import ServingError
 from shipline.serve.server import BackgroundServer
-from shipline.serve.unproven import UNPROVEN
+from shipline.serve.unproven import UNPROVEN, find_unproven
 
 LINEAR = GRAPHS["linear"].model
 
@@ -181,3 +184,27 @@ def test_names_that_are_none_are_passed_by(tmp_path: Path) -> None:
     (tmp_path / "..odd name.onnx").write_bytes(LINEAR)
     with BackgroundServer(str(tmp_path)) as server:
         assert [item["name"] for item in web.post(f"{server.url}/v2/repository/index").json()] == ["good"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "preferred"),
+    [
+        ({1: 8e-3, 2: 12e-3, 4: 21e-3, 8: 40e-3, 16: 83e-3, 32: 176e-3}, 8),  # then it leaves the caches
+        ({1: 8e-3, 2: 12e-3, 4: 21e-3, 8: 40e-3, 16: 81e-3, 32: 176e-3}, 16),  # a hundredth is no reason
+        ({1: 1e-5, 2: 1e-5, 4: 1e-5, 8: 2e-5, 16: 2e-5, 32: 3e-5}, 32),
+        ({1: 0.1, 2: 0.2, 4: 0.4}, None),  # it would take long to find out
+        ({1: 0.1, 2: 0.1}, None),  # it fails for four rows
+    ],
+)
+def test_the_batch_at_which_a_row_costs_least_is_preferred(
+    monkeypatch: pytest.MonkeyPatch, seconds: dict[int, float], preferred: int | None
+) -> None:
+    monkeypatch.setattr(examination, "_cpu_seconds", lambda _, inputs: seconds[len(inputs["x"])])
+    backend, specs = OnnxBackend.load(LINEAR, ServingSettings()), GRAPHS["linear"].signature.inputs
+    assert examination._preferred(backend, specs, 1, 32) == preferred
+
+
+def test_a_plain_file_is_tried_with_batches_of_all_sizes(tmp_path: Path) -> None:
+    (tmp_path / "linear.onnx").write_bytes(GRAPHS["linear"].model)
+    (found,) = find_unproven(str(tmp_path), lambda name: True)
+    assert found.manifest.serving.preferred_batch_size in (1, 2, 4, 8, 16, 32)

@@ -8,6 +8,7 @@ backend's process runs again request by request.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
@@ -215,9 +216,13 @@ class Batcher:
             self._finish(loop, batch, execute(self._run, jobs))
         else:
             self._threads.call(
-                lambda: execute(self._run, jobs),
-                lambda outcomes: loop.call_soon_threadsafe(self._finish, loop, batch, outcomes),
+                lambda: execute(self._run, jobs), lambda outcomes: self._hand_over(loop, batch, outcomes)
             )
+
+    def _hand_over(self, loop: asyncio.AbstractEventLoop, batch: Batch, outcomes: list[Outcome]) -> None:
+        """Finish a batch that has run in a thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the server ended, and nobody waits any more
+            loop.call_soon_threadsafe(self._finish, loop, batch, outcomes)
 
     def _finish(self, loop: asyncio.AbstractEventLoop, batch: Batch, outcomes: list[Outcome]) -> None:
         if batch.abandoned:  # its thread has been replaced

@@ -447,6 +447,23 @@ REQUESTS = st.lists(
 )
 
 
+def test_a_batch_that_ends_after_the_server_is_told_to_nobody() -> None:
+    """Its thread ends without a word: what it raised would stand in the log, and fail this test."""
+    backend, batchers = closed(), list[Batcher]()
+
+    async def scene() -> None:
+        batchers.append(batcher := Batcher(backend.run, threads=1, max_batch=MAX_BATCH, max_queued=64))
+        job = batcher.begin(rows(1), 1)
+        await in_thread(backend)
+        batcher.forget(job)
+
+    asyncio.run(scene())
+    backend.gate.set()
+    for batcher in batchers:
+        batcher.close()
+    assert backend.sizes == [1]
+
+
 async def play(batcher: Batcher, requests: list[Any], ask: Callable[[Arrays, int], Awaitable[Arrays]]) -> None:
     """Ask as the script says; each answer must be that of the request's own rows."""
     tasks: list[tuple[asyncio.Task[Arrays], Arrays, str]] = []

@@ -24,7 +24,7 @@ def ordered(dataset: Any) -> Any:
     return own
 
 
-def split(dataset: Any, workers: int, batch_size: int | None) -> bytes:
+def split(dataset: Any, workers: int, batch_size: int | None) -> tuple[str, bytes]:
     """Return the shares of so many workers, to be sent to them.
 
     Args:
@@ -37,12 +37,23 @@ def split(dataset: Any, workers: int, batch_size: int | None) -> bytes:
     if batch_size is not None:
         # Ray gives each block to whom it has given the fewest rows so far.
         own = own.repartition(target_num_rows_per_block=batch_size, strict=True)
-    return bytes(ray.cloudpickle.dumps(own.streaming_split(workers, equal=batch_size is None)))
+    shares = ray.cloudpickle.dumps(own.streaming_split(workers, equal=batch_size is None))
+    return ray.get_runtime_context().get_node_id(), bytes(shares)
 
 
-def taken(shares: bytes, rank: int) -> Any:
-    """Return a worker's share of those that `split` has returned."""
-    return ray.cloudpickle.loads(shares)[rank]
+def taken(shares: tuple[str, bytes], rank: int) -> Any:
+    """Return a worker's share of those that `split` has returned.
+
+    Raises:
+        ConfigError: this process is not connected to the cluster that they are on.
+    """
+    node, content = shares
+    if not ray.is_initialized() or node not in {each["NodeID"] for each in ray.nodes()}:
+        raise ConfigError(
+            "The workers of this run, which something else than Ray has started, are not all connected to one cluster, "
+            "and share a dataset of Ray: let each call ray.init with the address of the same one, or set RAY_ADDRESS."
+        )
+    return ray.cloudpickle.loads(content)[rank]
 
 
 def _check_room() -> None:

@@ -165,15 +165,24 @@ def keys_left(root: str) -> int:
 
 
 def on_meta() -> list[Any]:
-    """Weights of a module that was made without memory: the same from the same seed, whatever was drawn before."""
-    found = []
-    for draws in (1, 2):
+    """Weights of a module that was made without memory: the same from the same seed, whatever was drawn before, and by
+    whatever strategy it was trained; how far they are from one worker's, and how far apart two layers.
+    """
+    strategies = {
+        "one": Strategy, "zero1": Zero1, "fsdp": Fsdp, "tp": TensorParallel, "fsdp+tp": FsdpTensorParallel,
+        "pp": Pipeline, "pp+fsdp": PipelineFsdp,
+    }  # fmt: skip
+    found: dict[str, Any] = {}
+    for draws, (name, make) in enumerate(strategies.items()):
         sl.seed_everything(3)
         torch.rand(draws)
         with torch.device("meta"):
-            module = Transformer(depth=1)
-        found.append(fit(bare_trainer(max_epochs=1), module, Fsdp()))
-    return [difference(*found), float(found[0]["embed.place"].std())]
+            module = Transformer(depth=2, optimizer="sgd")
+        found[name] = fit(bare_trainer(max_epochs=1), module, make())
+    alone = found.pop("one")
+    layers = [alone[f"blocks.{number}.up.weight"] for number in range(2)]
+    far = {name: difference(weights, alone) for name, weights in found.items()}
+    return [far, float(alone["embed.place"].std()), float((layers[0] - layers[1]).abs().max())]
 
 
 def run(root: str, name: str, strategy: Strategy, epochs: int, resume: str | None = None) -> dict[str, torch.Tensor]:

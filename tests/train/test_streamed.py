@@ -23,6 +23,7 @@ import shipline as sl
 from shipline.errors import ConfigError, NotFoundError, StoreError
 from shipline.store import open_store
 from shipline.train import StreamedRows
+from shipline.train.data.fingerprint import fingerprint
 from shipline.train.data.sharding import shard
 
 load_digits = cache(datasets.load_digits)
@@ -180,6 +181,20 @@ def test_what_is_wrong_is_said(url: str) -> None:
     for act, kind, message in cases:
         with pytest.raises(kind, match=message):
             act()  # type: ignore[no-untyped-call]
+
+
+def test_the_fingerprint_is_that_of_the_files(url: str) -> None:
+    """Wherever they are, and without a look into them; whoever has a share, and in what order."""
+    store = open_store(url)
+    for name in ("first/a.tar", "first/b.tar", "copy/a.tar", "copy/b.tar", "other/a.tar"):
+        store.write(f"marked/{name}", b"x" * (10 if name.endswith("a.tar") else 20))
+
+    def of(name: str, **options: Any) -> str:
+        return fingerprint(DataLoader(StreamedRows(f"{url}/marked/{name}", **options).sharded(1, 2), 8))
+
+    assert of("first") == of("copy") == of("first", shuffle=7)
+    store.write("marked/copy/b.tar", b"x" * 21)
+    assert len({of("first"), of("copy"), of("other"), of("other/a.tar")}) == 3
 
 
 def flipped(data: bytes) -> bytes:

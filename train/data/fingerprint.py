@@ -11,12 +11,16 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from shipline.train.data.generators import Generators
+from shipline.train.data.streamed import StreamedRows
 
 FINGERPRINT_ROWS = 64
 
 
 def fingerprint(*loaders: Any) -> str:
-    """Return a digest of the number of rows behind each loader, and of a sample of evenly spaced ones."""
+    """Return a digest of the number of rows behind each loader, and of a sample of evenly spaced ones.
+
+    Of rows that are streamed it is that of their files: how many, and the names and sizes of some.
+    """
     digest = hashlib.sha256()
     for loader in loaders:
         generators = Generators(loader)  # to look at rows must not change those that training sees
@@ -29,6 +33,9 @@ def fingerprint(*loaders: Any) -> str:
 
 def _sample(loader: Any) -> Iterator[Any]:
     dataset: Any = getattr(loader, "dataset", None) if isinstance(loader, DataLoader) else None
+    if isinstance(dataset, StreamedRows):
+        yield from dataset.sample(FINGERPRINT_ROWS)
+        return
     if dataset is None or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         return
     rows = len(dataset)

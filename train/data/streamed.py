@@ -142,6 +142,13 @@ class StreamedRows(IterableDataset[Any]):
                 raise NotFoundError(f"{store} has no file that ends in {', '.join(FORMATS)}: check the URL.")
         return self._files
 
+    def sample(self, count: int) -> Iterator[Any]:
+        """Return what says which files these are: how many, and names and sizes of so many of them."""
+        files, store = self.files(), self._store()
+        yield len(files)
+        for index in sorted({int(i) for i in np.linspace(0, len(files) - 1, min(len(files), count))}):
+            yield files[index], store.size(files[index])
+
     def _store(self) -> Store:
         parent, name = split(self.url)
         return open_store(parent if name.endswith(FORMATS) else self.url)

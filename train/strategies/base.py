@@ -16,6 +16,7 @@ from shipline.store import absolute, open_store
 from shipline.store.commit import discard
 from shipline.store.urls import split
 from shipline.train.distributed.collectives import operation
+from shipline.train.strategies.meta import materialized, names_of
 
 if TYPE_CHECKING:
     from torch.optim import Optimizer
@@ -65,7 +66,8 @@ class Strategy:
         return self.world_size
 
     def place(self, module: Module) -> None:
-        """Bring the module to the device, before `setup`."""
+        """Bring the module to the device, before `setup`; what was made on the meta device gets its values there."""
+        materialized(module, self.root_device, names_of(module))
         module.to(self.root_device)
 
     def setup(self, module: Module) -> Module:

@@ -22,7 +22,7 @@ from shipline.errors import ConfigError
 from shipline.train.strategies.base import Step
 from shipline.train.strategies.lending import Lending
 from shipline.train.strategies.mesh import Arrangement
-from shipline.train.strategies.meta import materialized
+from shipline.train.strategies.meta import materialized, names_of
 from shipline.train.strategies.sharded import Sharded
 from shipline.train.strategies.tensor_parallel import Plan, cut
 from shipline.train.strategies.tensors import complete_gradients, is_spread
@@ -87,7 +87,7 @@ class Fsdp(Sharded):
             if replicate * shard > 1:
                 self._shard(module)
             else:
-                materialized(module, self.root_device, "")
+                materialized(module, self.root_device, names_of(module))
                 module.to(self.root_device)
                 complete_gradients(module)
         if replicate * shard > 1:
@@ -96,11 +96,11 @@ class Fsdp(Sharded):
         return module
 
     def _shard(self, module: Module) -> None:
-        options = self._options()
-        for name, unit in units(module, self._wrap):
-            materialized(unit, self.root_device, name)
+        options, names = self._options(), names_of(module)
+        for unit in units(module, self._wrap):
+            materialized(unit, self.root_device, names)
             fully_shard(unit, **options)
-        materialized(module, self.root_device, "")
+        materialized(module, self.root_device, names)
         fully_shard(module, **options)
         for step in _STEPS:
             _make_whole_in(module, step)

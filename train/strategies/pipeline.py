@@ -18,7 +18,7 @@ from shipline.train.distributed import collectives
 from shipline.train.strategies.base import Step, step_of
 from shipline.train.strategies.lending import Lending
 from shipline.train.strategies.mesh import Arrangement
-from shipline.train.strategies.meta import materialized
+from shipline.train.strategies.meta import materialized, names_of
 from shipline.train.strategies.microbatches import MicrobatchedStep
 from shipline.train.strategies.sharded import Sharded
 from shipline.train.strategies.stages import check_layers, divided, layers_of
@@ -86,7 +86,7 @@ class Pipeline(Sharded):
         self._group = self.device_mesh["pipeline"].get_group()
         place = dist.get_rank(self._group)
         # A module that was trained before has its stages.
-        self._own = module.__dict__.setdefault(_STAGES, {}) or self._staged(layers, workers, place, shard)
+        self._own = module.__dict__.setdefault(_STAGES, {}) or self._staged(module, layers, workers, place)
         module.__dict__[_STAGES] = self._own
         if shard > 1:
             units = {str(number): cast(FSDPModule, stage) for number, stage in self._own.items()}
@@ -94,14 +94,15 @@ class Pipeline(Sharded):
         module.forward = self._evaluate
         return module
 
-    def _staged(self, layers: list[nn.Module], workers: int, place: int, shard: int) -> dict[int, nn.Module]:
+    def _staged(self, module: nn.Module, layers: list[nn.Module], workers: int, place: int) -> dict[int, nn.Module]:
         """This worker's stages by their numbers; the layers of others are emptied."""
         own: dict[int, nn.Module] = {}
+        names, sharded = names_of(module), self.arrangement.sizes[2] > 1
         for number, part in enumerate(divided(layers, workers * self._stages)):
             if number % workers == place:
                 stage = nn.Sequential(*part)
-                materialized(stage, self.root_device, str(number))
-                own[number] = self._sharded(stage) if shard > 1 else stage.to(self.root_device)
+                materialized(stage, self.root_device, names)
+                own[number] = self._sharded(stage) if sharded else stage.to(self.root_device)
             else:
                 for layer in part:
                     layer.to("meta")

@@ -20,7 +20,7 @@ Choice = Kinds | Callable[[str, nn.Module], bool]
 _LAYERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 
 
-def units(module: nn.Module, choice: Choice | None) -> Iterator[tuple[str, nn.Module]]:
+def units(module: nn.Module, choice: Choice | None) -> Iterator[nn.Module]:
     """Return the parts that are sharded together, inner ones first.
 
     Raises:
@@ -35,7 +35,7 @@ def units(module: nn.Module, choice: Choice | None) -> Iterator[tuple[str, nn.Mo
     parts = dict(module.named_modules())
     for name in sorted(chosen, key=lambda name: -name.count(".")):
         if any(True for _ in parts[name].parameters()):
-            yield name, parts[name]
+            yield parts[name]
 
 
 def checkpointed(module: nn.Module, kinds: Kinds) -> None:

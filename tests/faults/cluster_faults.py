@@ -129,16 +129,17 @@ class Scenarios:
         return {"refused": done.returncode == _REFUSED}
 
     def survived(self) -> Any:
-        """A killed worker, a crashed one, one that is told to go, and a lost node: all in one run."""
+        """A killed worker, a crashed one, a broken network, one that is told to go, and a lost node: all in one run."""
         marks = self.marks("survived")
         lost = marks / "lose node-26"
         removing = threading.Thread(target=self._remove_node, args=(lost,), daemon=True)
         removing.start()
         faults = [
-            Fault("kill", 7, 1, marks), Fault("crash", 13, 0, marks), Fault("term", 19, 1, marks),
+            Fault("kill", 7, 1, marks), Fault("crash", 13, 0, marks), Fault("cut", 16, 1, marks),
+            Fault("term", 19, 1, marks),
             Fault("lose node", 26, self.cluster.head_node.node_id, marks),
         ]  # fmt: skip
-        trainer, module = train(self.root / "survived", *faults, cluster={"max_losses": 3})
+        trainer, module = train(self.root / "survived", *faults, cluster={"max_losses": 4})
         removing.join()
         return {
             "steps": trainer.global_step, "difference": self.difference(module), "faults": self.faults("survived"),

@@ -58,23 +58,24 @@ def test_an_open_cluster_is_refused(found: dict[str, Any]) -> None:
     assert "allow_open" in found["open"]["text"]
 
 
-def test_killed_crashed_taken_away_and_lost_workers_change_nothing(
+def test_killed_crashed_cut_off_taken_away_and_lost_workers_change_nothing(
     found: dict[str, Any], figure: Callable[..., None]
 ) -> None:
     """T1, T9, T7, T3: the same weights, bit for bit."""
     survived = found["survived"]
     assert (survived["steps"], survived["difference"], survived["actors"]) == (32, 0.0, 0)
     faults = survived["faults"]
-    assert [fault["cause"] for fault in faults] == ["loss", "loss", "preemption", "loss"]
+    assert [fault["cause"] for fault in faults] == ["loss", "loss", "loss", "preemption", "loss"]
     # SIGKILL of worker 1 in step 7, SIGSEGV of worker 0 in 13. A checkpoint comes after every third step; the newest
     # may have been on its way.
     assert all(fault["step"] - fault["resumed_step"] <= 6 for fault in faults)
     assert re.match(rf"Worker 1 of 2 {NODE} was lost at step 7: ", faults[0]["text"])
     assert re.match(rf"Worker 0 of 2 {NODE} was lost at step 13: ", faults[1]["text"])
-    # Told to go in step 19, all saved; the node was lost in step 26.
-    assert faults[2]["resumed_step"] == faults[2]["step"] >= 19
-    assert faults[3]["step"] == 26
-    for name, fault in zip(("kill", "crash", "term", "node"), faults, strict=True):
+    # Connections were cut in step 16, nobody was lost. Told to go in step 19, all saved; the node was lost in step 26.
+    assert re.search(rf"^Worker . of 2 {NODE} failed at step 16: .*the first to miss another worker", faults[2]["text"])
+    assert faults[3]["resumed_step"] == faults[3]["step"] >= 19
+    assert faults[4]["step"] == 26
+    for name, fault in zip(("kill", "crash", "cut", "term", "node"), faults, strict=True):
         figure(**{f"{name}_steps_lost": fault["step"] - fault["resumed_step"], f"{name}_restart_s": fault["seconds"]})
 
 

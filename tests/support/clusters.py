@@ -8,6 +8,7 @@ import os
 import resource
 import secrets
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -101,6 +102,16 @@ def _term_driver_and_hang(fault: Fault, _module: Any) -> None:
     threading.Event().wait()
 
 
+def _cut(_fault: Fault, _module: Any) -> None:
+    """Break the connections to the other workers, as a network does; those to Ray stay."""
+    others = [p for p in psutil.process_iter() if p.pid != os.getpid() and "RayTrainWorker" in " ".join(_command(p))]
+    theirs = {each.laddr for other in others for each in other.net_connections("tcp")}
+    for each in psutil.Process().net_connections("tcp"):
+        if each.raddr in theirs and each.fd >= 0:
+            with socket.socket(fileno=os.dup(each.fd)) as end:
+                end.shutdown(socket.SHUT_RDWR)
+
+
 def _no_memory(_fault: Fault, _module: Any) -> None:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + (64 << 20), resource.RLIM_INFINITY))
@@ -118,6 +129,7 @@ def _nan(_fault: Fault, module: Any) -> None:
 
 FAULTS: dict[str, Callable[[Fault, Any], object]] = {
     "kill": lambda _fault, _module: os.kill(os.getpid(), signal.SIGKILL),
+    "cut": _cut,
     "crash": lambda _fault, _module: ctypes.string_at(0),
     "term": lambda _fault, _module: os.kill(os.getpid(), signal.SIGTERM),
     "term driver": lambda fault, _module: os.kill(fault.driver, signal.SIGTERM),

@@ -237,6 +237,21 @@ def test_the_first_cause_is_found(case: str) -> None:
 
 
 @pytest.mark.usefixtures("ray_imported")
+def test_why_a_worker_is_gone_is_said_in_plain_words() -> None:
+    """T10 among it: its machine had no memory left, and Ray has ended it."""
+    import ray
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckTimeoutError
+
+    from shipline.train.launch.faults import reason_of
+
+    no_memory = ray.exceptions.OutOfMemoryError("Task was killed due to the node running low on memory.")
+    assert reason_of(no_memory) == "Ray ended it because its machine ran out of memory"
+    assert reason_of(ray.exceptions.NodeDiedError("x")) == "its node is gone"
+    assert reason_of(WorkerHealthCheckTimeoutError("x")) == "it does not answer"
+    assert reason_of(ray.exceptions.ActorDiedError()).startswith("its process is gone: killed")
+
+
+@pytest.mark.usefixtures("ray_imported")
 def test_each_cause_has_its_budget() -> None:
     """One of the code, two losses, and as many preemptions as there are."""
     from ray.train.v2.api.exceptions import WorkerGroupError

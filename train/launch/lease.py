@@ -46,7 +46,7 @@ class Lease:
         #: Whether another driver has taken the run over, since this one seemed dead.
         self.is_lost = False
         #: Who that is.
-        self.successor = ""
+        self.successor = "which says nothing of itself"
         self._ended = threading.Event()
         self._beats = 0
 
@@ -79,7 +79,9 @@ class Lease:
             self._beats += 1
             with contextlib.suppress(ShiplineError):  # a store that is away is no reason to stop
                 if (newest := self._numbers()[-1:]) > [self._number]:
-                    self.successor, self.is_lost = self._owner(newest[0]), True
+                    with contextlib.suppress(ShiplineError, ValueError):
+                        self.successor = self._owner(newest[0])
+                    self.is_lost = True
                     return
                 self._run.write(self._key(self._number), self._content())
 

@@ -91,14 +91,16 @@ def own_state(state: dict[str, Any], rank: int, world_size: int) -> dict[str, An
     workers, share = state["workers"], state.get("share")
     own = workers[min(rank, len(workers) - 1)]
     if len(workers) == world_size:
-        return {**own, "epoch_metrics": [own["epoch_metrics"]], "share": share}
+        same = {"epoch_metrics": [own["epoch_metrics"]], "metric_states": [own["metric_states"]]}
+        return {**own, **same, "share": share}
     known = rank < len(workers)
+    gone = [theirs["metric_states"] for theirs in workers[world_size:]] if rank == 0 else []
     return {
         **own,
         "rng": own["rng"] if known else None,  # a new worker has been seeded by its rank
         "train_feed": own["train_feed"] if known or not own["train_feed"] else {**own["train_feed"], "own": []},
         "epoch_metrics": [theirs["epoch_metrics"] for theirs in workers] if rank == 0 else [],
-        "metric_states": own["metric_states"] if known else {},
+        "metric_states": [own["metric_states"], *gone] if known else [],
         "gradients": {},
         "validation_feeds": [],
         "share": None if share is None else {**share, "moves": True},

@@ -14,6 +14,7 @@ from torch import nn
 from shipline.errors import TrainingError
 
 Gather = Callable[[Any], list[Any]]
+_ADD_UP = ("dim_zero_sum", "dim_zero_max", "dim_zero_min", "dim_zero_cat")
 
 
 def is_metric(value: Any) -> bool:
@@ -49,12 +50,29 @@ def metric_states(module: nn.Module) -> dict[str, Any]:
     }
 
 
-def load_metric_states(module: nn.Module, states: dict[str, Any]) -> None:
-    """Put the metrics of the module into states of `metric_states`."""
+def load_metric_states(module: nn.Module, everybody: list[dict[str, Any]]) -> None:
+    """Put the metrics of the module into states of `metric_states`: this worker's, and of those that are no more.
+
+    Where states do not add up, as means do not and what a metric merges in its own way, the first alone counts.
+    """
     parts = dict(module.named_modules())
-    for name, saved in states.items():
-        if is_metric(part := parts.get(name)):
-            _set_state(part, saved["state"], saved["count"])
+    for name in dict.fromkeys(name for states in everybody for name in states):
+        if not is_metric(part := parts.get(name)):
+            continue
+        saved = [states[name] for states in everybody if name in states]
+        if len(saved) == 1 or not _adds_up(part):
+            _set_state(part, saved[0]["state"], saved[0]["count"])
+        else:
+            _set_state(part, _merged(part, [each["state"] for each in saved]), sum(each["count"] for each in saved))
+
+
+def _adds_up(part: Any) -> bool:
+    """Whether states that were merged can be merged again."""
+    kept = part._defaults  # noqa: SLF001
+    return all(
+        isinstance(kept[name], list) or getattr(reduction, "__name__", "") in _ADD_UP
+        for name, reduction in part._reductions.items()  # noqa: SLF001
+    )
 
 
 def epoch_value(metric: Any, gather: Gather, world_size: int) -> Any:

@@ -30,6 +30,7 @@ class Rows:
         self._outputs: list[list[np.ndarray]] = []
         self._digests: set[bytes] = set()
         self._names: list[str] = []
+        self._shapes: dict[str, torch.Size] = {}
         self._labels: list[np.ndarray] | None = []
         self.structure: pytree.TreeSpec | None = None
         self.seen = 0
@@ -70,6 +71,8 @@ class Rows:
         leaves, structure = pytree.tree_flatten(output)
         rows = _check_batch(inputs, leaves)
         self._check_same(list(inputs), structure)
+        self._check_shapes({f"Input {name!r}": tensor for name, tensor in inputs.items()})
+        self._check_shapes({f"Output {i}": leaf for i, leaf in enumerate(leaves)})
         arrays = {name: tensor.numpy(force=True) for name, tensor in inputs.items()}
         self._digests.update(_digests(list(arrays.values())))
         if self.seen < self._limit:
@@ -88,12 +91,22 @@ class Rows:
         if structure != self.structure:
             raise SignatureError("forward gives outputs of one structure in one call and of another in the next.")
 
+    def _check_shapes(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Of all rows, and not only of those that are kept: the metric is computed on all."""
+        for what, tensor in tensors.items():
+            known = self._shapes.setdefault(what, tensor.shape[1:])
+            if known != tensor.shape[1:]:
+                raise SignatureError(
+                    f"{what} has rows of shape {list(known)} and of {list(tensor.shape[1:])}; only the batch may "
+                    "vary. Pad rows to one shape in the DataModule."
+                )
+
     def _take(self, inputs: Arrays, outputs: list[np.ndarray]) -> None:
         self._outputs = self._outputs or [[] for _ in outputs]
         for name, array in inputs.items():
-            _append(self._inputs.setdefault(name, []), array, f"Input {name!r}")
+            self._inputs.setdefault(name, []).append(array.copy())
         for i, array in enumerate(outputs):
-            _append(self._outputs[i], array, f"Output {i}")
+            self._outputs[i].append(array.copy())
 
 
 def in_batches(rows: Arrays, size: int) -> Iterator[Arrays]:
@@ -189,15 +202,6 @@ def _check_batch(inputs: dict[str, torch.Tensor], leaves: list[Any]) -> int:
     if len(set(rows.values())) != 1:
         raise SignatureError(f"The first dimension of all inputs and outputs must be the batch; found {rows}.")
     return next(iter(rows.values()))
-
-
-def _append(parts: list[np.ndarray], array: np.ndarray, what: str) -> None:
-    if parts and parts[0].shape[1:] != array.shape[1:]:
-        raise SignatureError(
-            f"{what} has rows of shape {list(parts[0].shape[1:])} and of {list(array.shape[1:])}; only the batch may "
-            "vary. Pad rows to one shape in the DataModule."
-        )
-    parts.append(array.copy())
 
 
 def _digests(inputs: list[np.ndarray]) -> list[bytes]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -52,5 +54,15 @@ class Runtime:
         return forward
 
     def close(self) -> None:
-        """Give back what the backend took."""
+        """Give back what the backend took: this object, then, answers no more."""
         self._backend.close()
+        del self._backend
+        _give_back_memory()
+
+
+def _give_back_memory() -> None:
+    """Let the system have what is free in this process: glibc keeps it for later, and a search would keep much."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
+        if trim is not None:
+            trim(0)

@@ -109,6 +109,7 @@ def _measure(bench: Workbench, candidate: Candidate) -> None:
         bench.time(candidate)
     finally:
         candidate.rest()
+        bench.baseline.rest()  # for as long as the next is made
 
 
 def _judged(bench: Workbench, candidate: Candidate, memory: Remembered) -> bool:

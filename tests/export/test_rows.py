@@ -146,3 +146,17 @@ def test_a_call_that_differs_is_refused_though_enough_rows_are_kept() -> None:
     """The metric is computed on all rows."""
     with pytest.raises(SignatureError, match="takes the same inputs in every call"):
         record(Does(torch.neg), {"x": count(4)}, {"x": count(4), "mask": count(4)}, limit=2)
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [(torch.neg, "Input 'x' has rows of shape"), (lambda x: torch.ones(len(x), len(x)), "Output 0 has rows of shape")],
+    ids=["input", "output"],
+)
+def test_a_row_of_another_length_is_refused_though_enough_rows_are_kept(
+    function: Callable[..., Any], said: str
+) -> None:
+    """Sentences, say, of as many tokens as they have; the first batch is as long as the proof."""
+    calls = [{"x": torch.ones(4, 2)}, {"x": torch.ones(3, 2 if "Output" in said else 5)}]
+    with pytest.raises(SignatureError, match=said):
+        record(Does(function), *calls, limit=2)

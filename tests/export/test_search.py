@@ -115,7 +115,7 @@ def test_what_is_slower_is_not_asked_for_its_metric(
     asked = []
     monkeypatch.setattr(Workbench, "_metrics", lambda self, runtime, like: asked.append(runtime) or like.metrics)
     found = search.search(bench, sl.Recipe(precision="auto", backend="onnxruntime"))
-    assert asked == [bench.baseline.runtime]
+    assert len(asked) == 1, "the baseline's alone"
     assert len(found.candidates) > 3
 
 
@@ -252,7 +252,7 @@ def test_a_search_keeps_no_runtime_and_leaves_no_file(source: Source, looked_at:
     with Workbench(source, recipe, looked_at) as bench:
         found = search.search(bench, recipe)
         assert len(found.candidates) > 5
-        assert [each for each in found.candidates if "runtime" in vars(each)] == [bench.baseline]
+        assert not any("runtime" in vars(each) for each in found.candidates)
         assert all(each.file.stat().st_size == each.size for each in found.candidates)
     assert not any(each.file.exists() for each in found.candidates)
 

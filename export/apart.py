@@ -54,9 +54,14 @@ def apart(work: Callable[[], Any], doing: str, timeout: float) -> Any:
     """
     if sys.platform != "linux":
         return work()
-    with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as printed:
+    with (
+        tempfile.TemporaryDirectory(prefix="shipline-apart-") as scratch,
+        tempfile.TemporaryFile() as said,
+        tempfile.TemporaryFile() as printed,
+    ):
         pid = _fork()
         if pid == 0:
+            tempfile.tempdir = os.environ["TMPDIR"] = scratch  # what it cannot tidy away is removed here
             _work(work, said, printed, timeout)
         status = _status(pid, timeout + GRACE_S)
         said.seek(0)

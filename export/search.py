@@ -41,6 +41,7 @@ def search(bench: Workbench, recipe: Recipe) -> Found:
     """
     bench.time(bench.baseline)
     bench.judge(bench.baseline, to_the_end=True)
+    bench.baseline.rest()
     if bench.baseline.failed:
         return Found([bench.baseline], bench.baseline, [])
     memory = Remembered(recipe, bench.trained)

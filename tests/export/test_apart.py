@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import signal
+import subprocess
+import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -95,6 +98,22 @@ def test_what_ends_it_is_told(work: Callable[[], Any], said: str) -> None:
     with pytest.raises(GateError, match=f"^Working {said}.*, so nothing was published") as caught:
         apart(work, "Working", 60)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("end", [os.abort, lambda: os.kill(os.getpid(), signal.SIGKILL), lambda: None])
+def test_it_leaves_no_files(end: Callable[[], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of libraries, too, which are gone before they can tidy up."""
+
+    def work() -> None:
+        tempfile.mkdtemp()
+        subprocess.run(["mktemp"], check=True)
+        end()
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.delenv("TMPDIR", raising=False)
+    with contextlib.suppress(GateError):
+        apart(work, "Working", 60)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_hangs_is_ended_and_says_where(no_grace: None) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Executor, Future
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from clusters import ray_cluster
-from helpers import ROOT
+from helpers import ROOT, wait_until
 from small_modules import Tiny
 
 import shipline as sl
@@ -112,6 +114,22 @@ def test_what_is_cancelled_is_given_up(ray_workers: RayExecutor) -> None:
         with pytest.raises(CancelledError):
             future.result(60)
     assert ray_workers.submit(total, np.arange(3.0), times=1).result(60)[0] == 3.0
+
+
+def stays(folder: Path) -> None:
+    """Work for as long as nobody interrupts, with files that go at its end."""
+    with tempfile.TemporaryDirectory(dir=folder):
+        (folder / "began").touch()
+        while True:
+            time.sleep(0.05)
+
+
+@pytest.mark.ray
+def test_a_call_that_is_given_up_tidies_up(cluster: None, tmp_path: Path) -> None:
+    with RayExecutor(2) as executor:
+        executor.submit(stays, tmp_path)
+        wait_until(lambda: (tmp_path / "began").exists(), 60)
+    wait_until(lambda: [each.name for each in tmp_path.iterdir()] == ["began"], 20)
 
 
 @pytest.mark.parametrize("workers", [0, True, 1.5])

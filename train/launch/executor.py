@@ -18,6 +18,7 @@ except ModuleNotFoundError as error:
 from shipline.train.launch.cluster import connected
 from shipline.train.launch.options import RayCluster
 
+_TIDY_S = 10.0
 _KEPT = 16  # arguments that later calls may share
 
 P = ParamSpec("P")
@@ -43,6 +44,7 @@ class RayExecutor(Executor):
         self._call: Any = None
         self._sent: dict[int, tuple[Any, Any]] = {}
         self._pending: dict[Future[Any], Any] = {}
+        self._given_up: list[Any] = []
 
     def __enter__(self) -> Self:
         self._open.enter_context(connected(self._cluster, self._workers))
@@ -77,7 +79,9 @@ class RayExecutor(Executor):
         """Leave the cluster; what has not ended is given up."""
         for future in list(self._pending):
             future.cancel()
-        self._call, self._sent = None, {}
+        if self._given_up:  # workers are interrupted, and tidy up
+            ray.wait(self._given_up, num_returns=len(self._given_up), timeout=_TIDY_S)
+        self._call, self._sent, self._given_up = None, {}, []
         self._open.close()
 
     def _send(self, value: Any) -> Any:
@@ -91,7 +95,8 @@ class RayExecutor(Executor):
     def _forget(self, future: Future[Any]) -> None:
         reference = self._pending.pop(future, None)
         if future.cancelled() and reference is not None and ray.is_initialized():
-            ray.cancel(reference, force=True)
+            ray.cancel(reference)
+            self._given_up.append(reference)
 
 
 def _call(*payload: bytes, **named: bytes) -> bytes:

@@ -133,6 +133,9 @@ def _settle(printed: IO[bytes], timeout: float) -> None:
     _handle_signals_on_the_ordinary_stack()
     faulthandler.dump_traceback_later(timeout, exit=True, file=printed.fileno())
     torch.set_num_threads(1)
+    for name, answer in (("is_available", False), ("device_count", 0)):
+        # A fork cannot use CUDA where this process has; torch's compilers would, to keep its generators as they are.
+        setattr(torch.cuda, name, lambda answer=answer: answer)
     limit_memory()
 
 

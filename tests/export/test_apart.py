@@ -68,6 +68,14 @@ def test_what_it_returns_comes_back_and_what_it_changes_does_not(tmp_path: Path)
     assert (tmp_path / "made").read_bytes() == b"made"
 
 
+def test_a_fork_sees_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It could not use it, and what torch's compilers ask of it would fail."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert apart(lambda: [torch.cuda.is_available(), torch.cuda.device_count()], "Working", 60) == [False, 0]
+    assert torch.cuda.is_available()
+
+
 @pytest.mark.parametrize("error", [ConfigError("a"), SignatureError("b"), GateError("c.\nd")], ids=repr)
 def test_our_errors_come_back_as_they_are(error: Exception) -> None:
     def work() -> None:

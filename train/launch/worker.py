@@ -96,9 +96,9 @@ def work(config: dict[str, Any]) -> bytes | None:
 
 def _go_to(directory: Path) -> None:
     """Let relative paths mean what they mean to the driver: in the copy of its directory, else there, if it is here."""
-    copied = "working_dir" in ray.get_runtime_context().runtime_env
-    if not copied and directory.is_dir():
-        os.chdir(directory)
+    if "working_dir" not in ray.get_runtime_context().runtime_env:
+        with contextlib.suppress(OSError):  # this machine has none, or not for us
+            os.chdir(directory)
 
 
 def _unpacked(payload: bytes) -> Any:

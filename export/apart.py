@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import faulthandler
+import gc
 import itertools
 import json
 import os
@@ -117,6 +118,7 @@ def _work(work: Callable[[], Any], said: IO[bytes], printed: IO[bytes], timeout:
 
 def _settle(printed: IO[bytes], timeout: float) -> None:
     """Be a process of its own: it ends with its parent, and at the timeout says where it was."""
+    gc.freeze()  # what the parent has thrown away is not ended here: runtimes would look for threads that are not there
     parent = os.getppid()
     os.setpgid(0, 0)
     _end_with_parent()

@@ -85,7 +85,16 @@ def _fork() -> int:
         # Python warns of forks beside threads. As in DataLoader's workers, those that compute are not asked for again
         # (`set_num_threads` below), and whatever else should hang ends at the timeout.
         warnings.simplefilter("ignore")
-        return os.fork()
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            if (pid := os.fork()) == 0:
+                # What the parent has thrown away is not ended here: runtimes would look for threads that are not there.
+                gc.freeze()
+        finally:
+            if collecting:
+                gc.enable()
+        return pid
 
 
 def _status(pid: int, timeout: float) -> int | None:
@@ -118,7 +127,6 @@ def _work(work: Callable[[], Any], said: IO[bytes], printed: IO[bytes], timeout:
 
 def _settle(printed: IO[bytes], timeout: float) -> None:
     """Be a process of its own: it ends with its parent, and at the timeout says where it was."""
-    gc.freeze()  # what the parent has thrown away is not ended here: runtimes would look for threads that are not there
     parent = os.getppid()
     os.setpgid(0, 0)
     _end_with_parent()

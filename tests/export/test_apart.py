@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import os
 import signal
 import subprocess
@@ -66,6 +67,28 @@ def test_what_it_returns_comes_back_and_what_it_changes_does_not(tmp_path: Path)
     assert found["threads"] == 1
     assert changed == []
     assert (tmp_path / "made").read_bytes() == b"made"
+
+
+def test_what_the_parent_has_thrown_away_is_not_ended_in_the_fork(tmp_path: Path) -> None:
+    """A runtime would wait there for threads of its own, which a fork does not have, for ever."""
+
+    class Runtime:
+        def __init__(self) -> None:
+            self.itself = self  # so that only the collector ends it
+
+        def __del__(self) -> None:
+            (tmp_path / str(os.getpid())).touch()
+
+    gc.disable()
+    try:
+        Runtime()
+        assert apart(gc.collect, "Collecting", 60.0) >= 0
+        assert list(tmp_path.iterdir()) == []
+        assert not gc.isenabled()
+    finally:
+        gc.enable()
+    gc.collect()
+    assert [file.name for file in tmp_path.iterdir()] == [str(os.getpid())]
 
 
 def test_a_fork_sees_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

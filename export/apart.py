@@ -139,6 +139,7 @@ def _settle(printed: IO[bytes], timeout: float) -> None:
         os.dup2(nothing.fileno(), 0)
     for stream in (1, 2):
         os.dup2(printed.fileno(), stream)
+    faulthandler.disable()  # else it takes for its own the handlers that others, such as Ray, have put in their place
     faulthandler.enable(printed.fileno())
     _handle_signals_on_the_ordinary_stack()
     faulthandler.dump_traceback_later(timeout, exit=True, file=printed.fileno())

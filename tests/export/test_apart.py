@@ -147,6 +147,20 @@ def test_it_leaves_no_files(end: Callable[[], None], tmp_path: Path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
+def test_it_says_where_it_was_whoever_handles_signals_in_the_parent() -> None:
+    """Ray puts handlers of its own in the place of faulthandler's."""
+    before = faulthandler.is_enabled()
+    faulthandler.enable()
+    signal.signal(signal.SIGABRT, signal.SIG_DFL)
+    try:
+        with pytest.raises(GateError, match=r"by SIGABRT \(at test_apart.py:\d+, in <lambda>\)"):
+            apart(lambda: os.abort(), "Working", 60.0)
+    finally:
+        faulthandler.disable()
+        if before:
+            faulthandler.enable()
+
+
 def test_what_hangs_is_ended_and_says_where(no_grace: None) -> None:
     with pytest.raises(GateError, match=r"took longer than 0\.2 s \(at test_apart\.py:\d+, in hang\)"):
         apart(hang, "Working", 0.2)

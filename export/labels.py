@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from shipline.export.rows import Rows
+from shipline.export.rows import Rows, replaced
 
 
 @contextlib.contextmanager
@@ -30,15 +30,8 @@ def noting_labels(module: nn.Module, rows: Rows) -> Iterator[None]:
         rows.add_labels(labels_in((args, kwargs), rows.seen - before, rows.given))
         return result
 
-    own = module.__dict__.get("validation_step")
-    module.__dict__["validation_step"] = noted
-    try:
+    with replaced(module, "validation_step", noted):
         yield
-    finally:
-        if own is None:
-            del module.__dict__["validation_step"]
-        else:
-            module.__dict__["validation_step"] = own
 
 
 def labels_in(batch: Any, count: int, given: set[int] | None = None) -> np.ndarray | None:

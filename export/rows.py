@@ -132,22 +132,22 @@ def recording(module: nn.Module, limit: int) -> Iterator[Rows]:
         rows.add(inputs, output)
         return output
 
-    with replaced_forward(module, recorded):
+    with replaced(module, "forward", recorded):
         yield rows
 
 
 @contextlib.contextmanager
-def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Let the module's calls go to `forward` in the block."""
-    own = module.__dict__.get("forward")  # some modules carry a forward of their own besides their class's
-    module.__dict__["forward"] = forward
+def replaced(module: nn.Module, name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Let a function take the place of the module's method of this name in the block."""
+    own = module.__dict__.get(name)  # some modules carry one of their own besides their class's
+    module.__dict__[name] = function
     try:
         yield
     finally:
         if own is None:
-            del module.__dict__["forward"]
+            del module.__dict__[name]
         else:
-            module.__dict__["forward"] = own
+            module.__dict__[name] = own
 
 
 def bind(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, torch.Tensor]:

@@ -28,7 +28,7 @@ from shipline.export.making import Made, convert, go_through
 from shipline.export.passes.base import Material, ModulePass, Pass
 from shipline.export.plan import BASELINE, Plan
 from shipline.export.recipe import Recipe
-from shipline.export.rows import replaced_forward
+from shipline.export.rows import replaced
 from shipline.export.runtime import Runtime
 from shipline.export.source import Source
 from shipline.export.trained import Trained, calibration_rows, look_again
@@ -256,7 +256,7 @@ class Workbench:
     def _metrics(self, runtime: Runtime, like: Trained) -> dict[str, float]:
         assert like.rows.structure is not None  # signature_of refuses rows that were never recorded
         forward = runtime.forward_for(like.module, like.signature, like.rows.structure)
-        with replaced_forward(like.module, forward):
+        with replaced(like.module, "forward", forward):
             return self._source.evaluate(like.module)
 
     def _material(self, passes: Sequence[Pass]) -> Material:

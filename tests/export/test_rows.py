@@ -12,7 +12,7 @@ from small_modules import record
 from torch import nn
 
 from shipline.errors import SignatureError
-from shipline.export.rows import recording, replaced_forward
+from shipline.export.rows import recording, replaced
 
 
 class Adds(nn.Module):
@@ -94,7 +94,7 @@ def test_the_modules_answers_are_its_own_while_it_is_recorded() -> None:
 def test_forward_is_put_back(fails: bool) -> None:
     module = Does(torch.neg)
     try:
-        with replaced_forward(module, lambda x: x + 1):
+        with replaced(module, "forward", lambda x: x + 1):
             assert torch.equal(module(count(1)), count(1) + 1)
             if fails:
                 raise RuntimeError

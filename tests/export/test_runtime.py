@@ -15,7 +15,7 @@ from shipline.artifact import ServingSettings
 from shipline.errors import GateError
 from shipline.export.convert.onnx import to_onnx
 from shipline.export.latency import ENOUGH_ROUNDS, ROUNDS, measure
-from shipline.export.rows import replaced_forward
+from shipline.export.rows import replaced
 from shipline.export.runtime import Runtime
 from shipline.export.signature import signature_of
 
@@ -33,7 +33,7 @@ def test_a_module_answers_through_the_runtime_in_its_own_structure() -> None:
     signature = signature_of(module, rows)
     runtime = Runtime(to_onnx(module, rows, signature), ServingSettings())
     assert rows.structure is not None
-    with replaced_forward(module, runtime.forward_for(module, signature, rows.structure)):
+    with replaced(module, "forward", runtime.forward_for(module, signature, rows.structure)):
         found = module(b=torch.full((2, 2), 5.0), a=torch.ones(2, 2))
     assert list(found) == ["sum", "parts"]
     assert torch.equal(found["sum"], torch.full((2, 2), 6.0))

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import struct
 import threading
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 from bad_requests import BAD, Bad, x
 from PIL import Image
+from raw_rows import png_that_claims
 from serving import (
     GRAPHS,
     ROWS,
@@ -76,18 +75,6 @@ def test_a_bad_row_is_400(url: str, body: bytes) -> None:
     assert web.post(f"{url}/models/table/predict", json=ROWS.inputs[0]).status_code == 200
 
 
-def header_only(width: int, height: int) -> bytes:
-    """A PNG that promises so many pixels, and has none."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
-    )
-
-
 def in_format(name: str) -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, name)
@@ -105,10 +92,10 @@ NO_PICTURES = {
     "cut in the middle": GOOD_PNG[: len(GOOD_PNG) // 2],
     "a damaged header": GOOD_PNG[:16] + b"\xff" * 8 + GOOD_PNG[24:],
     "random bytes behind the header": GOOD_PNG[:33] + bytes(range(256)) * 4,
-    "no pixels": header_only(0, 0),
-    "too few pixels": header_only(64, 64),
-    "a thousand million pixels": header_only(1 << 15, 1 << 15),
-    "sizes past 31 bits": header_only(0xFFFFFFFF, 0xFFFFFFFF),
+    "no pixels": png_that_claims(0, 0),
+    "too few pixels": png_that_claims(64, 64),
+    "a thousand million pixels": png_that_claims(1 << 15, 1 << 15),
+    "sizes past 31 bits": png_that_claims(0xFFFFFFFF, 0xFFFFFFFF),
     "an SVG": b'<svg xmlns="http://www.w3.org/2000/svg"><image href="file:///etc/passwd"/></svg>',
     "PostScript, which Pillow would run": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n",
     "a PPM, which is not in the list": in_format("PPM"),

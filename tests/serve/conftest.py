@@ -1,9 +1,10 @@
-"""A server with every kind of model, for the tests of one file."""
+"""A server with every kind of model, and a repository with one, for the tests of one file."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+import artifacts
 import pytest
 from serving import publish_all
 
@@ -17,3 +18,11 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     publish_all(repository)
     with BackgroundServer(str(repository)) as server:
         yield server.url
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A repository with one model."""
+    root = tmp_path_factory.mktemp("models")
+    artifacts.publish(f"{root}/linear", artifacts.linear())
+    return str(root)

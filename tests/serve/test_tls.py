@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import artifacts
 import httpx
 import pytest
 from bad_requests import x
@@ -58,14 +57,6 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 def openssl(*arguments: str | Path) -> None:
     subprocess.run(["openssl", *arguments], check=True, capture_output=True)
-
-
-@pytest.fixture(scope="module")
-def repository(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A repository with one model."""
-    root = tmp_path_factory.mktemp("models")
-    artifacts.publish(f"{root}/linear", artifacts.linear())
-    return str(root)
 
 
 @pytest.fixture(scope="module")

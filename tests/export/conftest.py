@@ -17,6 +17,7 @@ from torch import nn
 import shipline as sl
 from shipline.artifact import Artifact, open_model
 from shipline.compose import evaluator
+from shipline.errors import GateError, ShiplineError
 from shipline.export import Source, exporter, workbench
 from shipline.export.convert import onnx
 from shipline.export.plan import SEARCHED
@@ -126,6 +127,21 @@ def publish(source: Source, proof: Proof, monkeypatch: pytest.MonkeyPatch) -> Ca
     """Export to a URL, as a version, what was proved already."""
     monkeypatch.setattr(exporter, "prove", lambda *_: proof)
     return lambda url, version=None: exporter.export(source, sl.Recipe(), open_model(url), version)
+
+
+@pytest.fixture
+def refused(trained: Run, tmp_path: Path) -> Callable[..., str]:
+    """Export the trained weights as a module of another class or by another recipe; what is said of the failure."""
+
+    def refused(
+        module: type[Tiny] = Tiny, recipe: Any = "float32", error: type[ShiplineError] = GateError, **given: Any
+    ) -> str:
+        with pytest.raises(error) as caught:
+            sl.export(given.pop("run", trained), recipe, to=str(tmp_path / "models" / "m"), module=module, **given)
+        assert not (tmp_path / "models").exists(), "something was left in the store"
+        return str(caught.value)
+
+    return refused
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import itertools
 import ssl
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,18 @@ class Asked:
 
 
 Say = tuple[int, Mapping[str, str], bytes]
+GOOD: Say = (200, {}, b'{"label": "7"}')
+
+
+def busy(status: int = 503, **headers: str) -> Say:
+    """What a server says that could not answer now; headers have _ for -."""
+    return status, {name.replace("_", "-"): value for name, value in headers.items()}, b'{"error": "busy"}'
+
+
+def in_turn(*answers: Say) -> Callable[[Asked], Say]:
+    """One answer after the other; the last for ever."""
+    left = iter(itertools.chain(answers, itertools.repeat(answers[-1])))
+    return lambda asked: next(left)
 
 
 @contextmanager

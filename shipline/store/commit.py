@@ -223,17 +223,25 @@ class Committed(Generic[M]):
         """Keep the directory from being deleted while it is read, where the store can be written.
 
         Raises:
-            NotFoundError: it was deleted since it was opened.
+            NotFoundError: it was deleted, or replaced, since it was opened.
         """
         if self._readings:
             yield
             return
-        with reading(self.store, MANIFEST):
+        with reading(self.store, self._check_it_stands):
             self._readings += 1
             try:
                 yield
             finally:
                 self._readings -= 1
+
+    def _check_it_stands(self) -> None:
+        try:
+            found = _DIGEST.search(self.store.read(MANIFEST))
+        except NotFoundError as error:
+            raise NotFoundError(f"{self} was deleted a moment ago: read a newer one.") from error
+        if found is None or found[1].decode() != self.manifest.digest:
+            raise NotFoundError(f"{self} was replaced after it was opened: open it again.")
 
     def __str__(self) -> str:
         return self.url
@@ -251,9 +259,11 @@ def discard(parent: Store, name: str) -> bool:
         manifest = directory.read(MANIFEST)
     except NotFoundError:  # left behind by one that was stopped here, or nothing at all
         manifest = None
-    directory.remove(MANIFEST)
-    if manifest is not None and is_read(directory):
-        directory.write(MANIFEST, manifest)
+    else:
+        directory.remove(MANIFEST)
+    if is_read(directory):
+        if manifest is not None:  # else another who deletes took it away, and puts it back
+            directory.write(MANIFEST, manifest)
         return False
     parent.remove(name)
     return True

@@ -1,9 +1,10 @@
 """Who reads a committed directory: what keeps others from deleting it meanwhile.
 
 A reader writes a small file, `<directory>/reader-<nonce>`, that says until when it counts, and only then believes the
-manifest. It writes the file anew as long as it reads, and removes it at the end; one that died is forgotten when the
-time is up. Who deletes looks for readers, takes the manifest away, and looks again: who came between has read the
-manifest perhaps, and gets it back. So a reader either keeps every file, or finds that nothing is there.
+manifest, if it is still the one that it opened. It writes the file anew as long as it reads, and removes it at the end;
+one that died is forgotten when the time is up. Who deletes looks for readers, takes the manifest away, and looks again:
+who came between has read the manifest perhaps, and gets it back. So a reader keeps every file, or hears that what it
+opened is gone.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from shipline.errors import NotFoundError, ShiplineError, StoreError
 from shipline.store.store import Store
@@ -28,15 +29,12 @@ AGAIN_S = 60.0
 
 
 @contextlib.contextmanager
-def reading(directory: Store, manifest: str) -> Iterator[None]:
+def reading(directory: Store, check: Callable[[], None]) -> Iterator[None]:
     """Keep the directory from being deleted, where the store lets this process write.
 
     Args:
         directory: that is committed.
-        manifest: the key of what says so.
-
-    Raises:
-        NotFoundError: it has been deleted already.
+        check: raises if what the reader has opened does not stand there any more; called once the reader counts.
     """
     key = f"{PREFIX}{secrets.token_hex(6)}"
     if not _count(directory, key):
@@ -45,8 +43,7 @@ def reading(directory: Store, manifest: str) -> Iterator[None]:
     ended = threading.Event()
     again = threading.Thread(target=_go_on, args=(directory, key, ended), name="shipline-reader", daemon=True)
     try:
-        if not directory.exists(manifest):
-            raise NotFoundError(f"{directory} was deleted a moment ago: read a newer one.")
+        check()
         again.start()
         yield
     finally:

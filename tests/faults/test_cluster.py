@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import found_by
 
 SCRIPT = Path(__file__).parent / "cluster_faults.py"
 NODE = r"\(node 127\.0\.0\.1, process \d+\)"
@@ -21,13 +19,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]  # whichever comes firs
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What came of each scenario."""
-    root = tmp_path_factory.mktemp("cluster")
-    command = [sys.executable, "-W", "ignore", str(SCRIPT), str(root)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-5000:]
-    print(done.stderr[-20_000:])
-    scenarios: dict[str, Any] = json.loads((root / "found.json").read_text())
-    return scenarios
+    return found_by(SCRIPT, tmp_path_factory.mktemp("cluster"))
 
 
 @pytest.fixture

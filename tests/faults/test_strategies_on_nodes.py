@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import found_by
 
 SCRIPT = Path(__file__).parent / "strategies_on_nodes.py"
 
@@ -18,13 +16,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]  # whichever comes firs
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What came of each run."""
-    root = tmp_path_factory.mktemp("strategies")
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(SCRIPT), str(root)], capture_output=True, text=True, timeout=900
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
-    runs: dict[str, Any] = json.loads((root / "found.json").read_text())
-    return runs
+    return found_by(SCRIPT, tmp_path_factory.mktemp("strategies"))
 
 
 @pytest.mark.parametrize("name", ["zero1", "fsdp", "tp", "pp", "fsdp+tp"])

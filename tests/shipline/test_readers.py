@@ -65,16 +65,18 @@ def test_one_that_reads_for_long_says_so_again(url: str, monkeypatch: pytest.Mon
 
 
 class Between(Store):
-    """A store on which something happens just before a file is deleted."""
+    """A store on which something happens just before the manifest is read, or deleted."""
 
-    def __init__(self, store: Store, act: Any) -> None:
+    def __init__(self, store: Store, act: Any, before: str = "remove") -> None:
         super().__init__(store.url)
-        self._store, self._act = store, act
+        self._store, self._act, self._before = store, act, before
 
     def at(self, key: str) -> Store:
-        return Between(self._store.at(key), self._act)
+        return Between(self._store.at(key), self._act, self._before)
 
     def read(self, key: str, start: int | None = None, end: int | None = None) -> bytes:
+        if (self._before, key) == ("read", MANIFEST):
+            self._act()
         return self._store.read(key, start, end)
 
     def write(self, key: str, data: Any) -> None:
@@ -90,7 +92,7 @@ class Between(Store):
         return self._store.list(key)
 
     def remove(self, key: str) -> None:
-        if key == MANIFEST:
+        if (self._before, key) == ("remove", MANIFEST):
             self._act()
         self._store.remove(key)
 
@@ -111,6 +113,30 @@ def test_a_reader_that_comes_after_hears_that_it_is_gone(url: str) -> None:
     with pytest.raises(NotFoundError, match="one was deleted a moment ago: read a newer one"):
         checkpoint.weights(lambda data: {"whole": data})
     assert open_store(url).list("one") == []
+
+
+def test_a_reader_that_opened_what_was_replaced_hears_so(url: str) -> None:
+    old = committed(url)
+    committed(url, content=b"others")
+    with pytest.raises(NotFoundError, match="one was replaced after it was opened: open it again"), old.kept():
+        pass
+    assert [name for name in open_store(url).list("one") if name.startswith("reader-")] == []
+
+
+def test_of_two_who_delete_neither_takes_it_from_a_reader(url: str) -> None:
+    """The other has taken the manifest away after the reader came, and puts it back when it sees it."""
+    checkpoint, store = committed(url), open_store(url)
+    reader, taken = checkpoint.kept(), store.read(f"one/{MANIFEST}")
+
+    def other() -> None:
+        reader.__enter__()
+        store.remove(f"one/{MANIFEST}")
+
+    assert not discard(Between(store, other, before="read"), "one")
+    store.write(f"one/{MANIFEST}", taken)
+    assert open_checkpoint(f"{url}/one").read(WEIGHTS) == b"weights"
+    reader.__exit__(None, None, None)
+    assert discard(store, "one")
 
 
 def test_what_is_replaced_while_it_is_read_stays(url: str) -> None:

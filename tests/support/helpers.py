@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
 #: Installs a package with these entry points, whose module `ext_plugins` has this source.
@@ -48,3 +52,13 @@ def _read(path: Path) -> str:
         return path.read_text()
     except OSError:
         return ""
+
+
+def found_by(script: Path, root: Path) -> dict[str, Any]:
+    """Run a script that writes what it has found to `found.json` in a folder; return that."""
+    command = [sys.executable, "-W", "ignore", str(script), str(root)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-5000:]
+    print(done.stderr[-20_000:])
+    found: dict[str, Any] = json.loads((root / "found.json").read_text())
+    return found

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import found_by
 
 from shipline.errors import ConfigError
 from shipline.train import RayRows
@@ -19,12 +17,7 @@ SCRIPT = Path(__file__).with_name("ray_rows_runs.py")
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What came of each run."""
-    root = tmp_path_factory.mktemp("ray_rows")
-    command = [sys.executable, "-W", "ignore", str(SCRIPT), str(root)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-5000:]
-    runs: dict[str, Any] = json.loads((root / "found.json").read_text())
-    return runs
+    return found_by(SCRIPT, tmp_path_factory.mktemp("ray_rows"))
 
 
 def of_epoch(worker: list[Any], epoch: int) -> list[int]:

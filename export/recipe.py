@@ -43,7 +43,7 @@ class Recipe:
             for "auto" each that is installed and whose files are no code.
         prune: share of the channels to take out of the module, of those that can go, before anything else; it is
             trained on then. "auto" measures what is pruned and what is not. Needs the extra `prune`.
-        finetune_epochs: for how many passes over the training data; default: 5.
+        finetune_epochs: for how many passes over the training data; default: 10.
         passes: what the module goes through before it is converted; and then what the graph goes through, instead of
             what the precision stands for; in order.
         compiled: let "auto" try TorchScript and AOTInductor, too: their files are code, which servers load only from

@@ -36,7 +36,7 @@ class PruneChannels(ModulePass):
     """
 
     ratio: float = 0.5
-    finetune_epochs: int = 5
+    finetune_epochs: int = 10
     importance: Literal["l2", "l1"] = "l2"
     round_to: int = 8
     heads: bool = False

@@ -36,7 +36,7 @@ class PruneWeights(ModulePass):
 
     amount: float = 0.5
     pattern: Literal["unstructured", "2:4"] = "unstructured"
-    finetune_epochs: int = 5
+    finetune_epochs: int = 10
 
     shrinks: ClassVar[bool] = False
 

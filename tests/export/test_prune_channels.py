@@ -380,7 +380,7 @@ def test_fine_tuning_may_be_the_users(trained: Run, tmp_path: Path) -> None:
 
 
 def test_a_source_without_fine_tuning_says_so(source: Source) -> None:
-    with pytest.raises(ConfigError, match=r"PruneChannels has finetune_epochs=5, and nobody said how to train"):
+    with pytest.raises(ConfigError, match=r"PruneChannels has finetune_epochs=10, and nobody said how to train"):
         prove(source, sl.Recipe(prune=0.5))
 
 

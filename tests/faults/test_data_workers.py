@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections import Counter
@@ -87,3 +88,36 @@ def test_a_row_that_cannot_be_read_ends_the_run_and_none_is_lost(tmp_path: Path,
     given = Counter((epoch, row) for (epoch, _), batch in seen.rows.items() for row in batch)
     assert given == Counter((epoch, row) for epoch in range(2) for row in range(COUNT))
     assert same_weights(found, expected)
+
+
+class Ended:
+    """Says so, where another process ends it than the one that made it."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark, self.process, self.itself = mark, os.getpid(), self
+
+    def __del__(self) -> None:
+        if os.getpid() != self.process:
+            self.mark.touch()
+
+
+class Collecting(Dataset[Any]):
+    """Digits; reading one collects the garbage."""
+
+    def __len__(self) -> int:
+        return COUNT
+
+    def __getitem__(self, index: int) -> Any:
+        gc.collect()
+        return PICTURES[index], DIGITS[index]
+
+
+def test_workers_do_not_end_what_this_process_has_thrown_away(tmp_path: Path) -> None:
+    """A runtime's threads are not in a fork: OpenVINO waits for them for ever."""
+    gc.disable()
+    try:
+        Ended(tmp_path / "ended")
+        new_trainer(tmp_path).validate(Mlp(), DataLoader(Collecting(), 32, num_workers=1))
+    finally:
+        gc.enable()
+    assert not (tmp_path / "ended").exists()

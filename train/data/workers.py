@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from collections import deque
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +11,10 @@ from typing import Any
 from torch.utils.data import get_worker_info
 
 from shipline.train.data.generators import Generators
+
+# Workers are forks. What this process has thrown away, they must not end: a runtime would wait for ever for threads
+# that a fork does not have (OpenVINO's does), or crash.
+os.register_at_fork(after_in_child=gc.freeze)
 
 #: The state of a worker's generators.
 State = dict[str, Any]

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -128,6 +129,8 @@ def test_what_hangs_is_ended_and_who_was_computed_beside_it_may_ask_again(gate: 
     with loaded(gate, limit_s=2.0) as backend, ThreadPoolExecutor(2) as pool:
         hangs, waits = pool.submit(backend.run, row(how)), Future[None]()
         if how == HANG:
+            wait_until(lambda: backend._in_flight == 1)
+            time.sleep(0.5)  # so that it is not the innocent one that is late first
             waits = pool.submit(backend.run, row(GATE))
         with pytest.raises(RequestError, match="no answer in time") as caught:
             hangs.result()

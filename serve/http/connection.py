@@ -80,7 +80,7 @@ class Connection(HttpToolsProtocol):
         self._limits = config.limits
         self._awaited = _NOTHING
         self._since = 0.0  # the client could send what is awaited
-        self._head_bytes = 0
+        self._head_bytes = 0  # that have come since a head began, or within a body since its last part
         self._piece = self._begun_in = 0
         self._deaf = False
         self._refusal: RequestError | None = None
@@ -137,11 +137,11 @@ class Connection(HttpToolsProtocol):
             self.on_message_complete()
 
     def _feed(self, piece: bytes | memoryview) -> None:
-        in_head = self._awaited == _HEAD
+        awaited = self._awaited
         self._piece = len(piece)
         try:
             self.parser.feed_data(piece)
-            if in_head and self._awaited == _HEAD:
+            if awaited != _NOTHING and awaited == self._awaited:
                 self._head_bytes += self._piece
                 if self._head_bytes > self._limits.head_bytes:
                     raise self._head_too_large()
@@ -168,7 +168,9 @@ class Connection(HttpToolsProtocol):
             raise RequestError(414, f"The URL is longer than {self._limits.url_bytes} bytes.")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header."""
+        """Take a header. One behind the body is read past: it has been decided by then who may ask what, of whom."""
+        if self._awaited == _BODY:
+            return
         name = name.lower()
         if name == b"expect":
             self.expect_100_continue = value.lower() == b"100-continue"
@@ -195,7 +197,7 @@ class Connection(HttpToolsProtocol):
         if len(self.pipeline) < self._limits.pipelined:
             self.flow.resume_reading()  # uvicorn would not hear that the client is gone
         taking_whole(self.cycle)  # uvicorn makes its own kind, and its task has not begun
-        self._awaited = _BODY
+        self._awaited, self._head_bytes = _BODY, -self._piece
         if self._crowded:
             self.cycle.keep_alive = False
 
@@ -239,6 +241,7 @@ class Connection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Take a part of the body."""
         if not self._left:
+            self._head_bytes = -self._piece
             super().on_body(body)
             return
         self._left -= len(body)

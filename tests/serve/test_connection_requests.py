@@ -71,6 +71,42 @@ def test_a_head_that_is_long_behind_a_body_in_one_packet_is_counted(url: str) ->
             check_error(read(stream), 431)
 
 
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "rest",
+    [
+        b"0\r\n" + b"X: v\r\n" * 100_000,
+        b"0\r\nX: " + b"v" * (20 << 20),
+        b"0\r\n" + b"x" * (1 << 20),
+        b"1;" + b"x" * (1 << 20),
+    ],
+    ids=["headers", "a value", "a name", "an extension"],
+)
+def test_what_is_no_body_within_a_body_has_an_end_too(url: str, rest: bytes) -> None:
+    answer = talk(url, POST + CHUNKED + b"1\r\n{\r\n" + rest)
+    check_error(answer, 431, "more than")
+    assert answer.closed
+    check_works(url)
+
+
+def test_a_body_in_tiny_chunks_may_have_more_around_it_than_a_head(url: str) -> None:
+    chunks = b"".join(b"1;%b\r\n%c\r\n" % (b"x" * 1000, byte) for byte in x())
+    assert len(chunks) > 64 << 10
+    assert talk(url, POST + CHUNKED + chunks + b"0\r\n\r\n").status == 200
+
+
+@pytest.mark.parametrize(
+    "trailer", [b"Host: elsewhere", b"Content-Encoding: br", b"Content-Type: text/plain", b"X-Request-Id: theirs"]
+)
+def test_headers_behind_the_body_change_nothing(url: str, trailer: bytes) -> None:
+    body = b"%x\r\n%b\r\n0\r\n%b\r\n\r\n" % (len(x()), x(), trailer)
+    answer = talk(url, POST + CHUNKED + body)
+    assert answer.status == 200, answer
+    assert "x-request-id" not in answer.headers
+
+
 @pytest.mark.parametrize(
     "more",
     [b"", b"X: " + b"v" * 60_000 + b"\r\n", headers(250), headers(60, 1000)],

@@ -27,7 +27,7 @@ BINARY = (b"content-type", b"application/octet-stream")
 async def read_body(headers: dict[bytes, bytes], receive: Receive) -> bytes:
     """Return the body as it was sent; RequestError 413 as soon as it is known to be too large."""
     length = headers.get(b"content-length")
-    if length is not None and (not length.isdigit() or int(length) > MAX_BODY_BYTES):
+    if length is not None and (not length.isdigit() or int(length.lstrip(b"0") or 0) > MAX_BODY_BYTES):
         raise _too_large()
     chunks: list[bytes] = []
     total, more = 0, True

@@ -171,7 +171,7 @@ class Connection(HttpToolsProtocol):
         """Take a header. One behind the body is read past: it has been decided by then who may ask what, of whom."""
         if self._awaited == _BODY:
             return
-        name = name.lower()
+        name, value = name.lower(), value.rstrip(b" \t")  # before it, the parser has done so
         if name == b"expect":
             self.expect_100_continue = value.lower() == b"100-continue"
         elif name == b"transfer-encoding" and (

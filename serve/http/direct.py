@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 # Headers that change how a request is read. All others say nothing to who wants tensors, or are seen to here.
 _UNUSUAL = frozenset({b"content-encoding", b"expect", b"transfer-encoding", b"upgrade"})
+# Of a usual length; what has more has zeros before it, or many bytes to come.
+_DIGITS = 9
 
 
 class _NoEvent:
@@ -148,7 +150,7 @@ def usual(url: bytes, headers: list[tuple[bytes, bytes]], find: Callable[[bytes,
     kind = found.get(b"content-type", b"application/json")
     if kind != (b"application/octet-stream" if JSON_LENGTH in found else b"application/json"):
         return None
-    if int(length) >= OFF_LOOP_BYTES:
+    if len(length) > _DIGITS or int(length) >= OFF_LOOP_BYTES:
         return None
     endpoint = find(url, found.get(b"host", b""))
     return None if endpoint is None else (endpoint, found)

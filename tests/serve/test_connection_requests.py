@@ -149,6 +149,27 @@ def test_a_body_of_doubtful_length_is_400_and_nothing_behind_it_is_heard(url: st
     check_works(url)
 
 
+@pytest.mark.parametrize("expect", [b"", b"Expect: 100-continue\r\n"], ids=["at once", "when asked to"])
+@pytest.mark.parametrize(
+    "line",
+    [b"Content-Length: %b%d" % (b"0" * 5000, len(x())), b"Content-Length: %d \t" % len(x())],
+    ids=["zeros", "spaces"],
+)
+def test_a_length_may_have_zeros_before_it_and_spaces_behind_it(url: str, line: bytes, expect: bytes) -> None:
+    with connect(url) as connection:
+        connection.sendall(POST + expect + line + b"\r\n\r\n" + x())
+        with connection.makefile("rb") as stream:
+            if expect:
+                assert stream.readline() + stream.readline() == b"HTTP/1.1 100 Continue\r\n\r\n"
+            assert read(stream).status == 200
+
+
+def test_spaces_behind_a_header_are_no_part_of_it(url: str) -> None:
+    head = POST.replace(b"localhost", b"localhost \t") + b"X-Request-Id: mine \r\nTransfer-Encoding: chunked \r\n\r\n"
+    answer = talk(url, head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(x()), x()))
+    assert (answer.status, answer.headers["x-request-id"]) == (200, "mine")
+
+
 @pytest.mark.parametrize(
     "request_",
     [

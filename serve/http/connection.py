@@ -173,7 +173,7 @@ class Connection(HttpToolsProtocol):
             return
         name, value = name.lower(), value.rstrip(b" \t")  # before it, the parser has done so
         if name == b"expect":
-            self.expect_100_continue = value.lower() == b"100-continue"
+            self.expect_100_continue = value.lower() == b"100-continue" and self.parser.get_http_version() != "1.0"
         elif name == b"transfer-encoding" and (
             value.lower() != b"chunked"
             or self.parser.get_http_version() != "1.1"

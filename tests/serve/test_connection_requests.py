@@ -164,6 +164,14 @@ def test_a_length_may_have_zeros_before_it_and_spaces_behind_it(url: str, line: 
             assert read(stream).status == 200
 
 
+def test_a_client_of_1_0_is_not_told_to_go_on(url: str) -> None:
+    """It would take that for the answer."""
+    request = post(INFER, x(), "Expect: 100-continue").replace(b" HTTP/1.1", b" HTTP/1.0")
+    with connect(url) as connection, connection.makefile("rb") as stream:
+        connection.sendall(request)
+        assert read(stream).status == 200
+
+
 def test_spaces_behind_a_header_are_no_part_of_it(url: str) -> None:
     head = POST.replace(b"localhost", b"localhost \t") + b"X-Request-Id: mine \r\nTransfer-Encoding: chunked \r\n\r\n"
     answer = talk(url, head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(x()), x()))

@@ -128,9 +128,12 @@ class Connection(HttpToolsProtocol):
     def _take(self, part: memoryview) -> None:
         """Take a part of a body past the parser, which would copy it."""
         self._left -= len(part)
-        if self.cycle is not REFUSED:
+        if type(self.cycle) is Direct:
             self.cycle.parts.append(part)
+        elif self.cycle is not REFUSED:
+            super().on_body(bytes(part))
         if not self._left:
+            self._deaf = not self.cycle.keep_alive
             self.parser = httptools.HttpRequestParser(self)  # the old one stands within the body
             self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
             self._since = self.loop.time()
@@ -147,9 +150,12 @@ class Connection(HttpToolsProtocol):
                     raise self._head_too_large()
         except RequestError as error:
             self._refuse(error)
-        except httptools.HttpParserUpgrade:  # answered as if it were not asked for, and what follows is not HTTP
-            self._deaf = True
+        except httptools.HttpParserUpgrade as upgrade:  # answered as if it were not asked for
             self.cycle.keep_alive = False
+            if self._left:
+                self._take(memoryview(piece)[upgrade.args[0] :][: self._left])
+            else:  # what follows is not HTTP
+                self._deaf = True
         except httptools.HttpParserError as error:
             cause = error.__context__
             self._refuse(cause if isinstance(cause, RequestError) else bad("This is not HTTP."))
@@ -249,7 +255,11 @@ class Connection(HttpToolsProtocol):
             self.cycle.parts.append(body)
 
     def on_message_complete(self) -> None:
-        """A request has arrived."""
+        """A request has arrived; or all that the parser sees of it, which takes no body where an upgrade is asked for."""
+        if type(self.cycle) is not Direct and self.parser.should_upgrade():
+            self._left = int(dict(self.headers).get(b"content-length", 0))
+            if self._left:
+                return
         self._awaited = _NOTHING
         if type(self.cycle) is Direct and self.cycle.more_body:
             self.cycle.more_body = False

@@ -206,6 +206,22 @@ def test_an_upgrade_is_not_made(url: str, protocol: bytes) -> None:
     assert (answer.status, answer.closed) == (200, True)
 
 
+@pytest.mark.parametrize("pause", [False, True], ids=["in one packet", "in two"])
+@pytest.mark.parametrize("more", [0, 100_000], ids=["small", "large"])
+def test_a_body_that_comes_with_a_wish_to_upgrade_is_heard(url: str, more: int, pause: bool) -> None:
+    """Java's client and curl --http2 wish so with whatever they send first."""
+    body = x() + b" " * more
+    head = POST + b"Content-Length: %d\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n\r\n" % len(body)
+    with connect(url) as connection, connection.makefile("rb") as stream:
+        connection.sendall(head + body[:10] if pause else head + body + GET + b"\r\n")
+        if pause:
+            check_works(url)  # so the first part was heard by now
+            connection.sendall(body[10:] + GET + b"\r\n")
+        answer = read(stream)
+        assert (answer.status, answer.headers["connection"]) == (200, "close")
+        assert stream.read() == b""
+
+
 # --- pipelines --------------------------------------------------------------------------------------------------------
 
 

@@ -255,7 +255,7 @@ class Connection(HttpToolsProtocol):
             self.cycle.parts.append(body)
 
     def on_message_complete(self) -> None:
-        """A request has arrived; or all that the parser sees of it, which takes no body where an upgrade is asked for."""
+        """A request has arrived; or all of it that the parser sees, who takes no body where an upgrade is wanted."""
         if type(self.cycle) is not Direct and self.parser.should_upgrade():
             self._left = int(dict(self.headers).get(b"content-length", 0))
             if self._left:

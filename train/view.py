@@ -138,8 +138,8 @@ class TrainerView:
 
     @property
     def is_last_batch(self) -> bool:
-        """Whether the batch trained on last is the epoch's last."""
-        return self.progress.last
+        """Whether the batch that is trained on, or was last, is the epoch's last."""
+        return self.progress.last or self.progress.begun_last
 
     @property
     def num_training_batches(self) -> float:

@@ -86,6 +86,26 @@ def test_several_optimizers_are_stepped_by_hand_and_resumed(tmp_path: Path) -> N
     assert trainer.global_step == before  # what counted them is gone
 
 
+def test_a_training_step_knows_the_last_batch_of_an_epoch() -> None:
+    """In manual optimization it is where schedulers of epochs are stepped."""
+
+    class Scheduled(Manual):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            outputs = super().training_step(batch, batch_idx)
+            if self.trainer.is_last_batch:
+                self.lr_schedulers().step()
+            return outputs
+
+        def configure_optimizers(self) -> Any:
+            optimizer = super().configure_optimizers()
+            return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)]
+
+    rates: list[float] = []
+    look = on_hook("on_train_batch_end", lambda trainer, *_: rates.append(trainer.optimizer.param_groups[0]["lr"]))
+    fitted(Scheduled, callbacks=look)
+    assert [rate / rates[0] for rate in rates] == [1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.25]
+
+
 def test_hooks_of_manual_optimization(tmp_path: Path) -> None:
     seen: list[str] = []
     names = ("on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_train_batch_end")

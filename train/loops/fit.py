@@ -153,7 +153,7 @@ class FitLoop:
         mark = trainer.clock.mark
         fetched = False
         for batch, last in self._batches():
-            fetched, batch_idx = True, progress.batches
+            fetched, batch_idx, progress.begun_last = True, progress.batches, last
             mark("training batch", batch_idx)
             if transfer is not None:
                 batch = transfer(batch, 0)  # noqa: PLW2901

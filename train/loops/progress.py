@@ -20,6 +20,7 @@ class Progress:
     epochs_done: int = 0
     batches: int = 0  # done in this epoch
     last: bool = False  # whether the batch done last was the epoch's last
+    begun_last: bool = False  # whether the batch begun last is: what its hooks and its step may ask
     all_batches: int = 0  # done in all epochs
     global_step: int = 0  # steps of optimizers
     stepped_batches: int = 0  # batches after which optimizers stepped: the axis of loggers
@@ -28,7 +29,8 @@ class Progress:
 
     def begin_epoch(self) -> None:
         """Count an epoch as begun."""
-        self.current_epoch, self.batches, self.last = self.epochs_done, 0, False
+        self.current_epoch, self.batches = self.epochs_done, 0
+        self.last = self.begun_last = False
 
     def count_batch(self, last: bool) -> None:
         """Count a batch as done."""

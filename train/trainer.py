@@ -65,8 +65,8 @@ class Trainer(Runtime):
             train_dataloaders: a loader of training batches, several in a list or dict, or a DataModule.
             val_dataloaders: a loader of validation batches, or several.
             datamodule: instead of the loaders.
-            ckpt_path: URL of a checkpoint to go on from, or "last" or "best" of this experiment; "auto" is the last, if
-                there is one yet: for what is started again by itself.
+            ckpt_path: URL of a checkpoint to go on from, or "last" or "best" of this trainer's run, or else of this
+                experiment; "auto" is the last, if there is one yet: for what is started again by itself.
             weights_only: taken for Lightning's sake: no checkpoint here can run code.
 
         Raises:
@@ -309,8 +309,18 @@ class Trainer(Runtime):
                 logger.info("There is no checkpoint of %s yet: the run begins.", join(self.default_root_dir, name))
                 return None
         if ckpt_path in ("last", "best"):
-            ckpt_path = join(join(self.default_root_dir, name), ckpt_path)
+            return checkpoints.newest(self._meant(ckpt_path, name))
         return checkpoints.find_checkpoint(absolute(ckpt_path))
+
+    def _meant(self, word: str, name: str) -> list[str]:
+        """Where "best" or "last" may be: in this trainer's own run, or, before it has one, in the experiment's newest.
+
+        As in Lightning, the best is that of the first ModelCheckpoint, and the last the newest of all.
+        """
+        own = self.run_directory
+        run = join(self.default_root_dir, name) if own is None else own.store.url
+        kept = self.checkpoint_callbacks[: 1 if word == "best" else None]
+        return list(dict.fromkeys(callback.meant(word, run) for callback in kept)) or [join(run, word)]
 
     def _open_run(self, what: str, name: str, resume: Checkpoint | None) -> RunDirectory | None:
         """Go on in the directory of the run that is resumed, if it is of this experiment; else take a new one."""

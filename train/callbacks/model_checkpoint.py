@@ -154,6 +154,11 @@ class ModelCheckpoint(Callback):
         best = self._best()
         return None if best is None or self.monitor is None else self._value(self._kept[best])
 
+    def meant(self, word: str, run: str) -> str:
+        """URL of the "best" or "last" checkpoint made here, or else before: in the directory given, or in `run`."""
+        made = self.best_model_path if word == "best" else self.last_model_path
+        return made or join(self._given or run, word)
+
     def state_dict(self) -> dict[str, Any]:
         """Return what was kept so far."""
         return {
@@ -347,7 +352,9 @@ class ModelCheckpoint(Callback):
         """When a checkpoint is committed: point at it, and delete what it replaces."""
         if self.verbose:
             logger.info("Saved %s/%s at step %d.", store, name, self._last_step)
-        for pointer, target in {"best": self._best() or name, "last": name}.items():
+        # Of several in one directory the first says which is best.
+        first = next(c for c in trainer.checkpoint_callbacks if c.dirpath == self.dirpath)
+        for pointer, target in {"best": first._best() or name, "last": name}.items():  # noqa: SLF001 -- of this class
             run = trainer.run_directory
             if run is not None and self.dirpath == join(run.store.url, CHECKPOINTS):
                 run.point(pointer, target)

@@ -147,6 +147,19 @@ def find_checkpoint(url: str) -> Checkpoint:
         raise
 
 
+def newest(urls: list[str]) -> Checkpoint:
+    """Return the newest of the checkpoints at these URLs, each found as above; NotFoundError where there is none."""
+    found, missing = [], []
+    for url in urls:
+        try:
+            found.append(find_checkpoint(url))
+        except NotFoundError as error:
+            missing.append(error)
+    if not found:
+        raise missing[0]
+    return max(found, key=lambda checkpoint: checkpoint.manifest.created_at)
+
+
 def _whole(checkpoint: Checkpoint) -> Checkpoint:
     """Read every file once: what is damaged must be found before anything of the run has changed."""
     with checkpoint.kept():

@@ -52,6 +52,46 @@ def test_save_hyperparameters_chooses(names: tuple[str, ...], ignore: Any, kept:
     assert set(Saves(1, 2, 3, *names, ignore=ignore).hparams) == kept
 
 
+class Base(Scripted):
+    """Keeps arguments that the class derived from it gives or leaves out."""
+
+    def __init__(self, lr: float = 0.1, depth: int = 2, **more: Any) -> None:
+        super().__init__()
+        self.save_hyperparameters("lr", "momentum") if depth == 1 else self.save_hyperparameters(ignore="depth")
+        self.rate = self.hparams.lr
+
+
+class Derived(Base):
+    """Has an argument of its own, and gives one of its base a value."""
+
+    def __init__(self, width: int, depth: int = 2) -> None:
+        super().__init__(lr=0.5, depth=depth, momentum=0.9)
+        if depth == 1:
+            self.save_hyperparameters("width")
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_those_of_a_base_class_are_kept_too_and_the_module_is_rebuilt_with_its_own(tmp_path: Path, depth: int) -> None:
+    module = Derived(3, depth)
+    assert dict(module.hparams) == {"width": 3, "lr": 0.5, "momentum": 0.9}
+    run = new_trainer(tmp_path, max_epochs=1).fit(module, numbers(1))
+    assert run.checkpoint.manifest.hyper_parameters == {"width": 3}
+    assert Derived.load_from_checkpoint(str(run.best_url)).rate == 0.5
+
+
+class Config(Scripted):
+    """Keeps what is in its one argument."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.save_hyperparameters(config)
+
+
+def test_what_is_in_an_argument_is_no_argument_of_the_constructor(tmp_path: Path) -> None:
+    run = new_trainer(tmp_path, max_epochs=1).fit(Config({"lr": 0.5}), numbers(1))
+    assert Config.load_from_checkpoint(str(run.best_url)).hparams.lr == 0.5
+
+
 def test_wrong_arguments_are_the_constructors_own_error() -> None:
     with pytest.raises(TypeError, match="unexpected keyword argument 'hiden'"):
         Mlp(hiden=3)  # type: ignore[call-arg]

@@ -16,6 +16,7 @@ from shipline.lineage import without_secrets
 from shipline.store import Store
 from shipline.train.checkpoints.weights import split_tied
 from shipline.train.metrics import finite_or_none
+from shipline.train.options.arguments import constructor_arguments
 from shipline.train.strategies.tensors import whole
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def _submit_whole(trainer: Trainer, wanted: Wanted, content: dict[str, Any], eve
 def _manifest(trainer: Trainer, tied: dict[str, str], wanted: Wanted) -> CheckpointManifest:
     module = trainer.module
     kind = trainer.strategy.class_of(module)
-    kept, lost = plain_arguments(dict(module.hparams))
+    kept, lost = plain_arguments(constructor_arguments(module))
     return CheckpointManifest(
         module=f"{kind.__module__}.{kind.__qualname__}",
         hyper_parameters=kept,

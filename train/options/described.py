@@ -12,7 +12,7 @@ from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 from shipline.lineage import without_secrets
-from shipline.train.options.arguments import Arguments, KeepsArguments
+from shipline.train.options.arguments import Arguments, KeepsArguments, constructor_arguments
 from shipline.train.options.configurable import Configurable
 from shipline.train.seed import current_seed
 
@@ -125,7 +125,7 @@ def _arguments(value: Any) -> dict[str, Any]:
     if isinstance(value, Configurable):
         return value.given
     if isinstance(value, KeepsArguments):
-        known = value.hparams
+        known = Arguments(constructor_arguments(value))
     elif _of_python(value):
         known = Arguments()
     else:

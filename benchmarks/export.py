@@ -1,8 +1,9 @@
 """What `--auto` finds beside other tools: how good, how large and how fast.
 
-    python benchmarks/export.py [--models table digits minilm photographs] [--peers FOLDER] [--plot FILE]
+    python benchmarks/export.py [--models table digits scans minilm photographs] [--peers FOLDER] [--plot FILE]
 
-Each model is exported as float32, which all else is compared with, and by the search with a budget of 0.5 %. With
+Each model is exported as float32, which all else is compared with, and by the search with a budget of 0.5 %; those that
+can be trained on also by the search with pruning, and with throughput as its objective. With
 `--peers`, other tools make their files of the same float32 graph and of the same rows; they are installed into FOLDER,
 in the versions of benchmarks/peers/requirements.txt, over what is in .venv. Then one process opens all files of a model
 in the same runtimes, with one thread each, and times them in turn. A tool that fails is a row of the table, too.
@@ -54,21 +55,28 @@ class Measured:
 
 
 def of_shipline(model: Model, folder: Path) -> list[Made]:
-    """Export the float32 graph, and what the search finds."""
+    """Export the float32 graph, and what the searches find."""
     plain = model.export(sl.Recipe(), str(folder / "models/plain"))
     (folder / "float32.onnx").write_bytes(plain.read("model.onnx"))
     np.savez(folder / "calibration.npz", **model.calibration)
+    made = [Made(FLOAT32, folder / "float32.onnx", "onnxruntime")]
+    recipe = sl.Recipe(precision="auto", max_metric_drop="0.5%")
+    made.append(searched("auto", model, recipe, folder))
+    if model.trainable:
+        pruned = replace(recipe, prune="auto", objective="throughput")
+        made.append(searched("auto, pruned", model, pruned, folder))
+    return made
+
+
+def searched(name: str, model: Model, recipe: sl.Recipe, folder: Path) -> Made:
+    """Export what a search finds."""
     began = time.perf_counter()
-    found = model.export(sl.Recipe(precision="auto", max_metric_drop="0.5%"), str(folder / "models/auto"))
-    chosen = found.manifest
-    print(f"{model.name}: the search took {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
-    (folder / "auto.onnx").write_bytes(found.read("model.onnx"))
+    found = model.export(recipe, str(folder / "models/found"))
+    print(f"{model.name}: {name} took {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
+    file, chosen = folder / f"{name}.onnx", found.manifest
+    file.write_bytes(found.read("model.onnx"))
     compute = "bf16" if chosen.serving.compute == "bfloat16" else "f32"
-    name = f"**shipline auto**: {chosen.precision} on {chosen.backend}"
-    return [
-        Made(FLOAT32, folder / "float32.onnx", "onnxruntime"),
-        Made(name, folder / "auto.onnx", chosen.backend, compute),
-    ]
+    return Made(f"**shipline {name}**: {chosen.precision} on {chosen.backend}", file, chosen.backend, compute)
 
 
 def of_peers(model: Model, folder: Path, packages: Path) -> tuple[list[Made], list[Measured]]:

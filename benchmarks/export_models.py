@@ -33,6 +33,7 @@ class Model:
         calibration: those that scales are measured on.
         answers: the module's own to `rows`.
         targets: the right classes, where they are known; else fidelity to the module's answers counts.
+        trainable: whether it can be trained on, after pruning.
         transformer: whether it is one, which some peers want to be told.
     """
 
@@ -42,6 +43,7 @@ class Model:
     calibration: Arrays
     answers: np.ndarray
     targets: np.ndarray | None = None
+    trainable: bool = False
     transformer: bool = False
 
     @property
@@ -58,23 +60,17 @@ class Model:
 
 
 def digits(scratch: Path) -> Model:
-    """The example, trained for 10 epochs."""
+    """The example: pictures of 8x8 pixels."""
     import digits as example
 
-    sl.seed_everything(0)
-    best = sl.ModelCheckpoint(monitor="val_acc", mode="max")
-    trainer = sl.Trainer(
-        max_epochs=10, default_root_dir=str(scratch / "runs"), callbacks=[best], enable_progress_bar=False,
-        enable_model_summary=False,
-    )  # fmt: skip
-    module, data = example.Digits(), example.DigitsData()
-    run = trainer.fit(module, data)
-    (images, targets), (others, _) = data.val.tensors, data.train.tensors
-    rows, calibration = {"image": images.numpy()}, {"image": others[:512].numpy()}
-    return Model(
-        "digits CNN", lambda recipe, to: sl.export(run, recipe, to=to), rows, calibration, _answers(module, rows),
-        targets.numpy(),
-    )  # fmt: skip
+    return _trained("digits CNN", example.Digits(), example.DigitsData(), scratch)
+
+
+def scans(scratch: Path) -> Model:
+    """The same pictures, of 32x32 pixels."""
+    from scans import Scans, ScansData
+
+    return _trained("digits CNN, 32x32", Scans(), ScansData(), scratch)
 
 
 def table(scratch: Path) -> Model:
@@ -130,7 +126,24 @@ def photographs(scratch: Path) -> Model:
     )  # fmt: skip
 
 
-MODELS = {"table": table, "digits": digits, "minilm": minilm, "photographs": photographs}
+MODELS = {"table": table, "digits": digits, "scans": scans, "minilm": minilm, "photographs": photographs}
+
+
+def _trained(name: str, module: Any, data: Any, scratch: Path) -> Model:
+    """Train for 10 epochs."""
+    sl.seed_everything(0)
+    best = sl.ModelCheckpoint(monitor="val_acc", mode="max")
+    trainer = sl.Trainer(
+        max_epochs=10, default_root_dir=str(scratch / "runs"), callbacks=[best], enable_progress_bar=False,
+        enable_model_summary=False,
+    )  # fmt: skip
+    run = trainer.fit(module, data)
+    (images, targets), (others, _) = data.val.tensors, data.train.tensors
+    rows, calibration = {"image": images.numpy()}, {"image": others[:512].numpy()}
+    return Model(
+        name, lambda recipe, to: sl.export(run, recipe, to=to), rows, calibration, _answers(module, rows),
+        targets.numpy(), trainable=True,
+    )  # fmt: skip
 
 
 def _answers(module: nn.Module, rows: Arrays) -> np.ndarray:

@@ -21,6 +21,8 @@ from shipline.signature import Signature
 #: The line of the user's code that torch.export stopped at.
 _CALL = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in forward\n(?P<code>.*)')
 _OUTPUT = "shipline.output."
+#: What a message of protobuf, and so a file of ONNX, can be.
+_LARGEST = (1 << 31) - 1
 
 
 def to_onnx(
@@ -36,6 +38,7 @@ def to_onnx(
     Raises:
         GateError: the module cannot be exported; the message is the exporter's.
     """
+    _check_size(module)
     names = [spec.name for spec in signature.inputs]
     example = dict(zip(names, example_of(rows, signature), strict=True))
     try:
@@ -61,6 +64,17 @@ def to_onnx(
             raise GateError(_depends_on_values(module, root)) from error
         raise refused(module, "exported to ONNX", error) from error
     return bytes(model.SerializeToString())
+
+
+def _check_size(module: nn.Module) -> None:
+    """Before the exporter has worked for minutes, and taken several times as much memory."""
+    size = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+    if size >= _LARGEST:
+        raise GateError(
+            f"{type(module).__name__} has {size:,} bytes of weights, and a file of ONNX, by which every export is "
+            f"proved, holds {_LARGEST:,} at most. Nothing was published. Export a smaller or a pruned module, or its "
+            "parts one by one."
+        )
 
 
 def _name_outputs(program: Any, names: list[str]) -> None:

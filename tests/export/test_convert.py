@@ -230,3 +230,22 @@ def test_what_depends_on_values_is_named_with_its_line() -> None:
     )
     with pytest.raises(GateError, match=said):
         to_onnx(module, rows, signature_of(module, rows))
+
+
+class Large(nn.Module):
+    """Two gigabytes of weights, which take four bytes of memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.zeros(1).expand(1 << 29))
+
+    def forward(self, x: Tensor) -> Any:
+        return x * self.weight[:1]
+
+
+def test_a_module_that_fits_no_file_is_refused_before_it_is_exported() -> None:
+    module = Large()
+    rows = record(module, {"x": torch.ones(3, 1)})
+    said = r"Large has 2,147,483,648 bytes of weights, .* holds 2,147,483,647 at most\. Nothing was published"
+    with pytest.raises(GateError, match=said):
+        to_onnx(module, rows, signature_of(module, rows))

@@ -6,6 +6,7 @@ import base64
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import orjson
 from fastapi.openapi.utils import get_openapi
 
 from shipline.backends.base import Arrays
@@ -37,7 +38,9 @@ def describe(app: FastAPI, models: Sequence[ServedModel]) -> dict[str, Any]:
         document["paths"][f"/v1/models/{model.name}:predict"] = {"post": _instances(model)}
         if model.processing is not None:
             document["paths"][f"/models/{model.name}/predict"] = {"post": _predict(model)}
-    return document
+    # Examples hold bytes and NaN, which are no JSON, and stand in it as they do in answers.
+    written: dict[str, Any] = orjson.loads(orjson.dumps(document, default=_text))
+    return written
 
 
 def _infer(model: ServedModel) -> dict[str, Any]:
@@ -107,7 +110,11 @@ def _tensors(specs: Sequence[TensorSpec], arrays: Arrays) -> list[dict[str, Any]
             "name": spec.name,
             "shape": list(arrays[spec.name].shape),
             "datatype": spec.datatype,
-            "data": [one.decode() if isinstance(one, bytes) else one for one in arrays[spec.name].ravel().tolist()],
+            "data": arrays[spec.name].ravel().tolist(),
         }
         for spec in specs
     ]
+
+
+def _text(value: bytes) -> str:
+    return value.decode(errors="replace")

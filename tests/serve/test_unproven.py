@@ -108,6 +108,15 @@ def test_texts_go_in_and_come_out(tmp_path: Path) -> None:
         assert config["input"] == [{"name": "x", "data_type": "TYPE_STRING", "dims": [2]}]
 
 
+def test_the_docs_have_examples_of_texts(tmp_path: Path) -> None:
+    (tmp_path / "echo.onnx").write_bytes(graph("Identity", {"s": ["n", 2]}, {"t": ["n", 2]}, TensorProto.STRING))
+    with BackgroundServer(str(tmp_path)) as server:
+        paths = web.get(f"{server.url}/openapi.json").json()["paths"]
+        for path in ("/v2/models/echo/infer", "/v1/models/echo:predict"):
+            example = paths[path]["post"]["requestBody"]["content"]["application/json"]["example"]
+            assert web.post(server.url + path, json=example).status_code == 200
+
+
 def test_a_batch_of_one_alone_is_served_as_such(tmp_path: Path) -> None:
     (tmp_path / "one.onnx").write_bytes(graph("Relu", {"x": [1, 2]}, {"y": [1, 2]}))
     with BackgroundServer(str(tmp_path)) as server:

@@ -15,6 +15,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import fsspec
 
@@ -112,7 +113,7 @@ class LocalStore(Store):
         self.root = Path(url)
 
     def read(self, key: str, start: int | None = None, end: int | None = None) -> bytes:
-        with _explained(self, "read", key), self._path(key).open("rb") as file:
+        with _explained(self, "read", key), _opened(self._path(key)) as file:
             if start:
                 file.seek(start)
             return file.read() if end is None else file.read(end - (start or 0))
@@ -171,6 +172,13 @@ class LocalStore(Store):
             yield staged
         finally:
             staged.unlink(missing_ok=True)
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except NotADirectoryError as error:  # below a file there is nothing, here as on object stores
+        raise FileNotFoundError(error.errno, error.strerror, error.filename) from error
 
 
 class RemoteStore(Store):

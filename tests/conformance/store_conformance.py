@@ -65,6 +65,15 @@ class StoreConformance:
         assert store.list("nothing") == []
         store.remove("nothing")
 
+    def test_nothing_is_below_a_file(self, store: Store) -> None:
+        store.write("file", b"x")
+        with pytest.raises(NotFoundError, match=r"file/below.*nothing is there"):
+            store.read("file/below")
+        with pytest.raises(NotFoundError):
+            store.size("file/below")
+        assert not store.exists("file/below")
+        assert store.list("file/below") == []
+
     def test_lists_directly_below(self, store: Store) -> None:
         for key in ("a/1", "a/b/2", "c"):
             store.write(key, b"")

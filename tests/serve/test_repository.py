@@ -95,6 +95,12 @@ def test_a_load_takes_what_was_published_since(url: str, root: Path) -> None:
     assert {name: item[0] for name, item in index(url).items()} == {"late": "1", "linear": "2", "total": "1"}
 
 
+def test_a_file_of_another_name_is_no_model(url: str, root: Path) -> None:
+    (root / "README.md").write_text("Models.")
+    check_error(do(url, "load", "README.md"), 404)
+    assert "README.md" not in index(url)
+
+
 def test_what_cannot_be_loaded_leaves_what_was(url: str, root: Path) -> None:
     artifacts.publish(f"{root}/linear", OTHER, version="2", files={"model.onnx": GRAPHS["linear"].model})
     check_error(do(url, "load"), 422, "server's log")

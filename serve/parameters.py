@@ -20,7 +20,9 @@ def terms(parameters: Mapping[str, Any]) -> tuple[int, float | None]:
     """Return priority and seconds of patience, as Triton names them: 1 goes first and 0 is the usual; microseconds."""
     found = []
     for name in ("priority", "timeout"):
-        value = parameters.get(name) or 0
+        value = parameters.get(name)
+        if value is None:
+            value = 0
         if type(value) is not int or value < 0:
             raise bad(f"The parameter {name!r} must be a whole number from 0; got {short(value)}.")
         found.append(value)

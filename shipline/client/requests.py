@@ -177,6 +177,8 @@ def _from_bytes(data: memoryview, item: dict[str, Any]) -> np.ndarray:
 
 def _tensor(name: str, array: np.ndarray, pieces: list[bytes | memoryview] | None) -> dict[str, Any]:
     """Describe an array; its bytes are added to the pieces, where there are any."""
+    if not isinstance(array, np.ndarray | np.generic):  # a tensor of torch, a list
+        raise ServingError(f"{name!r} is of type {type(array).__name__}; give it as an array of NumPy's.")
     if array.dtype.name not in DATATYPES or (array.dtype == np.object_ and not _are_elements(array)):
         numbers = ", ".join(name for name in DATATYPES if name != BYTES)
         raise ServingError(f"{name!r} is {array.dtype.name}; tensors can be {numbers}, or objects: all bytes or str.")

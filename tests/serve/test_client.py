@@ -65,13 +65,14 @@ def test_infer_gives_nan_where_json_had_null(client: Client) -> None:
     [
         ({"x": np.array([["a"]])}, r"'x' is str\d*; tensors can be bool, uint8"),
         ({"x": np.array([[{}]])}, "'x' is object; tensors can be bool, uint8"),
+        ({"x": [[1.0, 2.0]]}, "'x' is of type list; give it as an array of NumPy's"),
         ({"x": np.zeros((1, 4))}, "answered 400: Input 'x' must be FP32; got 'FP64'"),
         ({"x": np.zeros((1, 5), np.float32)}, r"answered 400: Input 'x' must have shape \[-1, 4\]; got \[1, 5\]"),
         ({"u": np.zeros((1, 4), np.float32)}, "answered 400: Unknown input 'u'; known: x"),
         ({}, "answered 400: Missing input 'x'"),
     ],
 )
-def test_infer_says_what_is_wrong(client: Client, inputs: dict[str, np.ndarray], says: str) -> None:
+def test_infer_says_what_is_wrong(client: Client, inputs: dict[str, Any], says: str) -> None:
     with pytest.raises(ServingError, match=says):
         client.infer("linear", inputs)
 

@@ -22,7 +22,7 @@ from shipline.serve.jobs import Job, Terms
 from shipline.serve.memory import resident
 from shipline.serve.threads import in_thread
 from shipline.serve.unproven import UnprovenModel
-from shipline.signature import DYNAMIC, Signature
+from shipline.signature import BYTES, DYNAMIC, Signature
 
 QUEUED_BATCHES = 64
 # Handing a batch to a thread costs about this much, and makes others wait about as long.
@@ -32,6 +32,8 @@ REQUEST_S = 5e-5
 # A model whose last batch ended longer ago is asked for a row when somebody wants to know whether it lives; and so long
 # it may take, or as much longer than its largest batch took.
 RECENT_S, ALIVE_S, TIMES = 5.0, 4.0, 5.0
+# What a graph that does something as often as its inputs say has in its file: the kind of a node of ONNX.
+_LOOP = b"\x22\x04Loop"
 
 
 class ServedModel:
@@ -44,6 +46,8 @@ class ServedModel:
         processing: Processing | None,
         example: Example,
         hosting: Hosting,
+        *,
+        loops: bool = False,
     ) -> None:
         self.manifest = manifest
         self.processing = processing
@@ -63,8 +67,8 @@ class ServedModel:
         self._alive_s = max(ALIVE_S, TIMES * batch_s)
         self._canary: asyncio.Task[bool] | None = None
         threads = threads_for(batch_s, settings)
-        if isinstance(backend, IsolatedBackend) or _takes_any_size(manifest.signature):
-            threads = max(threads, 1)  # the event loop waits for no other process, nor for a row as large as one likes
+        if isinstance(backend, IsolatedBackend) or loops or _takes_any_size(manifest.signature):
+            threads = max(threads, 1)  # the event loop waits for no other process, nor for as long as a client likes
         self.instances = max(threads, 1)
         self._batcher = Batcher(
             backend.run,
@@ -105,7 +109,7 @@ class ServedModel:
         before = resident()
         backend = chosen.load(graph, manifest.serving)
         try:
-            model = cls(manifest, backend, processing, example, hosting)
+            model = cls(manifest, backend, processing, example, hosting, loops=_LOOP in graph)
         except BaseException:
             backend.close()
             raise
@@ -248,7 +252,7 @@ def threads_for(batch_seconds: float, settings: ServingSettings) -> int:
 
 def _takes_any_size(signature: Signature) -> bool:
     """Whether a row may be larger than those by which the model was timed."""
-    return any(DYNAMIC in spec.shape[1:] for spec in signature.inputs)
+    return any(spec.dtype == BYTES or DYNAMIC in spec.shape[1:] for spec in signature.inputs)
 
 
 def _batch_seconds(backend: Backend, row: Arrays, rows: int) -> float:

@@ -64,6 +64,22 @@ def test_a_legal_shape_that_takes_for_ever_is_504_and_holds_up_no_other_model(tm
         check_square(server.url)
 
 
+def test_a_row_that_is_worked_on_for_ever_is_504_and_holds_up_no_other_model(tmp_path: Path) -> None:
+    """How often a graph goes round is for its input to say, however small that is."""
+    for name, graph in (("count", artifacts.count()), ("linear", GRAPHS["linear"])):
+        artifacts.publish(f"{tmp_path}/{name}", graph)
+    with BackgroundServer(str(tmp_path)) as server:
+        batcher = server._serving._app.repository.get("count")._batcher
+        infer = f"{server.url}/v2/models/count/infer"
+        body: dict[str, Any] = {"inputs": [tensor("x", np.array([[1_000_000]]), "INT64")]}
+        check_error(web.post(infer, json={**body, "parameters": {"timeout": 50_000}}), 504, "no answer in time")
+        assert batcher._running  # still at it
+        check_works(server.url)
+        wait_until(lambda: not batcher._running)
+        body = {"inputs": [tensor("x", np.array([[5]]), "INT64")]}
+        assert web.post(infer, json=body).json()["outputs"][0]["data"] == [5]
+
+
 def test_one_request_that_needs_all_memory_is_500_for_it_alone(tmp_path: Path) -> None:
     """S12. Its matrix has 6 GiB; the process may grow by one."""
     for name, graph in (("square", SQUARE), ("linear", GRAPHS["linear"])):

@@ -108,6 +108,12 @@ def test_texts_go_in_and_come_out(tmp_path: Path) -> None:
         assert config["input"] == [{"name": "x", "data_type": "TYPE_STRING", "dims": [2]}]
 
 
+def test_a_text_as_long_as_one_likes_is_not_for_the_event_loop(tmp_path: Path) -> None:
+    (tmp_path / "echo.onnx").write_bytes(graph("Identity", {"x": ["n", 2]}, {"y": ["n", 2]}, TensorProto.STRING))
+    with BackgroundServer(str(tmp_path)) as server:
+        assert server._serving._app.repository.get("echo")._batcher._threads is not None
+
+
 def test_the_docs_have_examples_of_texts(tmp_path: Path) -> None:
     (tmp_path / "echo.onnx").write_bytes(graph("Identity", {"s": ["n", 2]}, {"t": ["n", 2]}, TensorProto.STRING))
     with BackgroundServer(str(tmp_path)) as server:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import safetensors.numpy
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from shipline.artifact import (
@@ -231,6 +231,35 @@ def square() -> Graph:
         signature,
         lambda inputs: {"y": (inputs["x"].sum(1) ** 2 * (inputs["x"] ** 2).sum(1))[:, None]},
         {"x": np.array([[0.5, 0.25, 0.5]], np.float32)},
+    )
+
+
+def count() -> Graph:
+    """`x` int64 [-1, 1] -> `y` int64 [-1, 1], the same: counted, one by one, up to the largest."""
+    scalar = (TensorProto.INT64, ())
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Add", ["before", "one"], ["after"])],
+        "body",
+        [
+            helper.make_tensor_value_info("turn", *scalar),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, ()),
+            helper.make_tensor_value_info("before", *scalar),
+        ],
+        [helper.make_tensor_value_info("on", TensorProto.BOOL, ()), helper.make_tensor_value_info("after", *scalar)],
+    )
+    return Graph(
+        _model(
+            [
+                helper.make_node("ReduceMax", ["x"], ["most"], keepdims=0),
+                helper.make_node("Loop", ["most", "", "zero"], ["counted"], body=body),
+                helper.make_node("Min", ["x", "counted"], ["y"]),
+            ],
+            signature := _signature({"x": ("int64", 1)}, {"y": ("int64", 1)}),
+            {"zero": np.array(0), "one": np.array(1)},
+        ),
+        signature,
+        lambda inputs: {"y": inputs["x"]},
+        {"x": np.array([[3]])},
     )
 
 

@@ -99,7 +99,7 @@ class LightningCheckpoint:
         load_weights(
             module, content["state_dict"], name, redact(self.url), strict=getattr(module, "strict_loading", True)
         )
-        check_finite(module.state_dict(), redact(self.url))
+        check_finite(module, redact(self.url))
         return module.eval()
 
     @property

@@ -92,7 +92,7 @@ class Source:
             GateError: a weight is NaN or infinite.
         """
         kept = copied(module)
-        check_finite(kept.state_dict(), f"The {type(kept).__name__}")
+        check_finite(kept, f"The {type(kept).__name__}")
         lineage = Lineage(
             **describe_code(code_of(type(kept))),
             config={"module": f"{type(kept).__module__}.{type(kept).__qualname__}"},
@@ -147,7 +147,7 @@ def rebuild(module_class: Callable[..., nn.Module], checkpoint: Checkpoint) -> n
     module = construct(module_class, name, manifest.hyper_parameters, manifest.not_rebuildable, str(checkpoint))
     tensors = checkpoint.weights(safetensors.torch.load)
     load_weights(module, tensors, name, f"{checkpoint} (a {manifest.module})")
-    check_finite(tensors, str(checkpoint))
+    check_finite(module, str(checkpoint))
     return module.eval()
 
 
@@ -184,15 +184,21 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Any], name: str, where
         ) from error
 
 
-def check_finite(state: Mapping[str, Any], where: str) -> None:
-    """Raise GateError where a weight is NaN or infinite."""
-    for name, tensor in _tensors(state).items():
-        bad = int((~torch.isfinite(tensor)).sum()) if tensor.is_floating_point() else 0
+def check_finite(module: nn.Module, where: str) -> None:
+    """Raise GateError where a weight is NaN or infinite, or a buffer NaN: masks of attention are infinite."""
+    weights = dict(module.named_parameters(remove_duplicate=False))
+    for name, tensor in _tensors(module.state_dict()).items():
+        wrong = _not_finite if name in weights else torch.isnan
+        bad = int(wrong(tensor).sum()) if tensor.is_floating_point() else 0
         if bad:
             raise GateError(
                 f"{where} has {bad} NaN or infinite values in {name!r} ({tensor.numel()} in all): the run "
                 "diverged. Nothing was published. Export an earlier checkpoint."
             )
+
+
+def _not_finite(tensor: torch.Tensor) -> torch.Tensor:
+    return ~torch.isfinite(tensor)
 
 
 def _tensors(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:

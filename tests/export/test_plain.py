@@ -300,6 +300,15 @@ def test_weights_that_are_not_finite() -> None:
         Source.of_module(net)
 
 
+def test_a_buffer_may_be_infinite_as_masks_of_attention_are() -> None:
+    net = nn.Linear(64, 2)
+    net.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(4))
+    assert torch.isneginf(Source.of_module(net).build().mask).sum() == 6
+    net.mask[0] = float("nan")  # type: ignore[index,operator]
+    with pytest.raises(GateError, match=r"The Linear has 4 NaN or infinite values in 'mask' \(16 in all\)"):
+        Source.of_module(net)
+
+
 def test_a_module_that_cannot_be_copied() -> None:
     net = nn.Linear(64, 2)
     net.last = net(X)  # type: ignore[assignment]

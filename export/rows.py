@@ -34,6 +34,8 @@ class Rows:
         self._labels: list[np.ndarray] | None = []
         self.structure: pytree.TreeSpec | None = None
         self.seen = 0
+        #: Number of an output -> how many of its rows are NaN or infinite, and the first; of all rows.
+        self.not_finite: dict[int, tuple[int, int]] = {}
         #: Where in memory the tensors are that forward was given last.
         self.given: set[int] = set()
 
@@ -73,6 +75,7 @@ class Rows:
         self._check_same(list(inputs), structure)
         self._check_shapes({f"Input {name!r}": tensor for name, tensor in inputs.items()})
         self._check_shapes({f"Output {i}": leaf for i, leaf in enumerate(leaves)})
+        self._count_not_finite(leaves)
         arrays = {name: tensor.numpy(force=True) for name, tensor in inputs.items()}
         self._digests.update(_digests(list(arrays.values())))
         if self.seen < self._limit:
@@ -100,6 +103,14 @@ class Rows:
                     f"{what} has rows of shape {list(known)} and of {list(tensor.shape[1:])}; only the batch may "
                     "vary. Pad rows to one shape in the DataModule."
                 )
+
+    def _count_not_finite(self, outputs: list[torch.Tensor]) -> None:
+        """Of all rows, as above."""
+        for number, output in enumerate(outputs):
+            bad = (~torch.isfinite(output)).unsqueeze(-1).flatten(1).any(dim=1)
+            if bad.any():
+                count, first = self.not_finite.get(number, (0, self.seen + int(bad.nonzero()[0])))
+                self.not_finite[number] = count + int(bad.sum()), first
 
     def _take(self, inputs: Arrays, outputs: list[np.ndarray]) -> None:
         self._outputs = self._outputs or [[] for _ in outputs]

@@ -109,13 +109,11 @@ def calibration_rows(trained: Trained, source: Source, recipe: Recipe) -> Rows:
 
 def _check_finite(rows: Rows, signature: Signature) -> None:
     """NaN and infinity can be compared with nothing, here or in the server."""
-    for spec, output in zip(signature.outputs, rows.outputs, strict=True):
-        bad = ~np.isfinite(output).reshape(len(output), -1).all(axis=1)
-        if bad.any():
-            raise GateError(
-                f"The trained module's own output {spec.name!r} is NaN or infinite in {bad.sum()} of {len(bad)} "
-                f"validation rows, first in row {bad.argmax()}. Nothing was published."
-            )
+    for number, (bad, first) in rows.not_finite.items():
+        raise GateError(
+            f"The trained module's own output {signature.outputs[number].name!r} is NaN or infinite in {bad} of "
+            f"{rows.seen} validation rows, first in row {first}. Nothing was published."
+        )
 
 
 def _check_repeats(module: nn.Module, rows: Rows, signature: Signature) -> None:

@@ -185,8 +185,9 @@ def test_outputs_that_are_not_numbers(refused: Callable[..., str], bad: float) -
 
     data = Digits()
     data.setup("validate")
-    rows = torch.nonzero(data.val.tensors[0][:256, 2] > 0.9).flatten()
-    assert f"NaN or infinite in {len(rows)} of 256 validation rows, first in row {rows[0]}" in refused(Divides)
+    bad_rows = data.val.tensors[0][:, 2] > 0.9
+    said = f"{bad_rows.sum()} of {len(bad_rows)} validation rows, first in row {bad_rows.nonzero()[0].item()}"
+    assert f"NaN or infinite in {said}" in refused(Divides)
 
 
 class Decides(Tiny):

@@ -282,7 +282,16 @@ class Counts(nn.Module):
         (Counts("anew"), SignatureError, "forward of Counts changes 'count' in evaluation mode"),
         (Counts("attribute"), GateError, "Counts answers the same rows otherwise when it is asked again: 'output'"),
         (Does(lambda x: x + torch.rand(())), GateError, "Its forward draws random numbers or keeps something"),
-        (Does(lambda x: x / 0), GateError, "own output 'output' is NaN or infinite in 256 of 256 validation rows"),
+        (
+            Does(lambda x: x / 0),
+            GateError,
+            "own output 'output' is NaN or infinite in 300 of 300 validation rows, first in row 0",
+        ),
+        (
+            Does(lambda x: x / (x != X[280]).any(1, keepdim=True)),
+            GateError,
+            "in 1 of 300 validation rows, first in row 280",
+        ),
         (Does(lambda x: x.sum()), SignatureError, "no tensor with a batch dimension"),
         (Does(lambda x: x.bfloat16()), SignatureError, "bfloat16, which a request cannot carry: convert it in forward"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -153,4 +154,9 @@ def _metric_of(recipe: Recipe, source: Source, metrics: dict[str, float]) -> tup
     mode = recipe.mode or known
     if mode is None:
         raise ConfigError(f"Is a high {name!r} good, or a low one? Set the recipe's mode to 'max' or 'min'.")
+    if not math.isfinite(metrics[name]):
+        raise GateError(
+            f"The trained module's own {name!r} is {metrics[name]} over the validation rows, and no graph is better or "
+            "worse than that. Nothing was published. Look at the metric, and at the rows that it is computed on."
+        )
     return name, mode

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from sklearn.datasets import load_diabetes, load_digits
-from sklearn.metrics import r2_score
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -23,7 +22,6 @@ from shipline.artifact import Artifact
 from shipline.errors import ConfigError, GateError, ShiplineError, SignatureError
 from shipline.export import Source, on_rows, source_of
 from shipline.export.examples import Examples
-from shipline.export.fidelity import Fidelity
 from shipline.export.source import digest_of
 from shipline.export.trained import look_at
 from shipline.processing import Columns, Processing
@@ -131,6 +129,12 @@ def test_a_metric_of_which_less_is_better(mode: Any, passes: bool, tmp_path: Pat
     else:
         with pytest.raises(GateError, match=r"metric is 2, the trained module's is 1: worse by 1; 0.005 is allowed"):
             sl.export(classifier(), to=str(tmp_path / "m"), **options)
+
+
+def test_a_metric_that_is_no_number_of_the_module_itself() -> None:
+    rows = on_rows(Source.of_module(classifier()), (X, Y), metric=lambda *_: float("nan"), mode="max")
+    with pytest.raises(GateError, match="The trained module's own 'metric' is nan over the validation rows"):
+        look_at(rows, sl.Recipe())
 
 
 def test_int8_is_calibrated_on_rows_of_its_own(tmp_path: Path) -> None:
@@ -354,29 +358,7 @@ def test_outputs_have_names(function: Callable[..., Any], names: list[str], tmp_
     assert [(spec.name, spec.shape) for spec in found.signature.outputs] == [(names[0], (-1, 3)), (names[1], (-1, 61))]
 
 
-# ---- fidelity --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("offset", [0.0, 1e6])
-def test_fidelity_is_the_coefficient_of_determination(offset: float) -> None:
-    """As scikit-learn computes it, which leaves pixels out that are the same in all rows."""
-    own = X[:, X.std(0) > 0].double() + offset
-    found = own + torch.randn(own.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) / 10
-    fidelity = Fidelity()
-    for start in range(0, 300, 64):
-        fidelity.add(found[start : start + 64], own[start : start + 64])
-    assert fidelity.value() == pytest.approx(r2_score(own, found, multioutput="variance_weighted"), abs=1e-9)
-
-
-def test_fidelity_of_other_outputs() -> None:
-    fidelity = Fidelity()
-    constant, labels = torch.ones(300, 2), Y.clone()
-    labels[:30] += 1
-    fidelity.add({"constant": constant, "label": labels}, {"constant": constant, "label": Y})
-    assert fidelity.value() == pytest.approx((1 + 0.9) / 2)
-    off = Fidelity()
-    off.add(constant * 2, constant)
-    assert off.value() == 0.0
+# ---- metrics ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_low_fidelity_publishes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

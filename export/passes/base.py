@@ -132,7 +132,7 @@ def finetuning(material: Material, epochs: int, who: str) -> Callable[[nn.Module
     train = material.finetune
     if epochs and train is None:
         raise ConfigError(
-            f"{who} has finetune_epochs={epochs}, and nobody said how to train: give Source(finetune=...), or set "
+            f"{who} has finetune_epochs={epochs}, and nobody said how to train: give sl.export(finetune=...), or set "
             "finetune_epochs=0."
         )
     return lambda module: train(module, epochs=epochs) if epochs and train is not None else None

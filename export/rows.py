@@ -209,6 +209,10 @@ def _check_batch(inputs: dict[str, torch.Tensor], leaves: list[Any]) -> int:
             raise SignatureError(
                 f"{name} of forward is {value.dtype}, which a request cannot carry: convert it in forward."
             )
+        if 0 in value.shape[1:]:
+            raise SignatureError(
+                f"{name} of forward has the shape {list(value.shape)}, which holds no number: leave it out."
+            )
     rows: dict[str, int] = {name: value.shape[0] for name, value in tensors.items()}
     if len(set(rows.values())) != 1:
         raise SignatureError(f"The first dimension of all inputs and outputs must be the batch; found {rows}.")

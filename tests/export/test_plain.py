@@ -297,6 +297,7 @@ class Counts(nn.Module):
             "in 1 of 300 validation rows, first in row 280",
         ),
         (Does(lambda x: x.sum()), SignatureError, "no tensor with a batch dimension"),
+        (Does(lambda x: (x, x[:, :0])), SignatureError, r"output 1 of forward has the shape \[64, 0\], which holds no"),
         (Does(lambda x: x.bfloat16()), SignatureError, "bfloat16, which a request cannot carry: convert it in forward"),
     ],
 )

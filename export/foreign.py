@@ -142,8 +142,9 @@ def _free_batch(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
     if not inputs or not model.graph.output:
         raise SignatureError("The graph has no inputs, or no outputs: there is nothing to ask it.")
     for value in (*inputs, *model.graph.output):
+        _check_tensor(value)
         shape = value.type.tensor_type.shape
-        if not value.type.HasField("tensor_type") or (value in inputs and not shape.dim):
+        if value in inputs and not shape.dim:
             raise SignatureError(
                 f"{value.name!r} has no batch dimension; a server puts rows together along the first one."
             )
@@ -158,15 +159,24 @@ def _free_batch(model: onnx.ModelProto) -> tuple[TensorSpec, ...]:
     )
 
 
-def _dtype(value: onnx.ValueInfoProto) -> str:
-    kind = value.type.tensor_type.elem_type
-    name = str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(kind)).name)
-    if name not in OIP_DATATYPES:
+def _check_tensor(value: onnx.ValueInfoProto) -> None:
+    """Raise SignatureError unless it is a tensor of numbers, which is what golden rows hold."""
+    kind = str(value.type.WhichOneof("value")).removesuffix("_type")
+    if kind != "tensor":
         raise SignatureError(
-            f"{value.name!r} is of {onnx.TensorProto.DataType.Name(kind)}, which requests cannot carry; they carry "
-            f"{', '.join(OIP_DATATYPES)}."
+            f"{value.name!r} is a {kind}, and no tensor. Export the model anew, without it: skl2onnx, for one, gives a "
+            "classifier's scores as a tensor with options={'zipmap': False}."
         )
-    return name
+    if _dtype(value) not in OIP_DATATYPES:
+        known = ", ".join(OIP_DATATYPES)
+        raise SignatureError(
+            f"{value.name!r} is of {onnx.TensorProto.DataType.Name(value.type.tensor_type.elem_type)}, which golden "
+            f"rows cannot hold; they hold {known}. Let the graph take and give numbers."
+        )
+
+
+def _dtype(value: onnx.ValueInfoProto) -> str:
+    return str(np.dtype(onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type)).name)
 
 
 def _sizes(value: onnx.ValueInfoProto) -> list[int]:

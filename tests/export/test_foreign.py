@@ -149,7 +149,59 @@ def test_weights_in_other_files_are_never_read(tmp_path: Path, where: str) -> No
     assert "Nothing outside is read" in said
 
 
-def test_text_that_requests_cannot_carry_is_refused(tmp_path: Path) -> None:
+def classifier_of(labels: str, scores: str) -> bytes:
+    """A classifier as scikit-learn's converter makes it: labels, and scores as a tensor or as maps."""
+    text, value = labels == "strings", helper.make_tensor_value_info
+    named = {"classlabels_strings": ["a", "b"]} if text else {"classlabels_ints": [0, 1]}
+    nodes = [
+        helper.make_node(
+            "LinearClassifier",
+            ["x"],
+            ["label", "scores"],
+            None,
+            None,
+            "ai.onnx.ml",
+            coefficients=[1.0, -1.0],
+            intercepts=[0.0, 0.5],
+            **named,
+        )
+    ]
+    outputs = [value("label", onnx.TensorProto.STRING if text else onnx.TensorProto.INT64, ["n"])]
+    if scores == "maps":
+        nodes.append(
+            helper.make_node("ZipMap", ["scores"], ["by_class"], None, None, "ai.onnx.ml", classlabels_int64s=[0, 1])
+        )
+        score = helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, [])
+        maps = helper.make_sequence_type_proto(helper.make_map_type_proto(onnx.TensorProto.INT64, score))
+        outputs.append(helper.make_value_info("by_class", maps))
+    else:
+        outputs.append(value("scores", onnx.TensorProto.FLOAT, ["n", 2]))
+    graph = helper.make_graph(nodes, "g", [value("x", onnx.TensorProto.FLOAT, ["n", 1])], outputs)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 1)]
+    return bytes(helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("labels", "scores", "said"),
+    [
+        ("strings", "tensor", "'label' is of STRING, which golden rows cannot hold; they hold bool, uint8"),
+        ("numbers", "maps", "'by_class' is a sequence, and no tensor. .* options={'zipmap': False}"),
+    ],
+)
+def test_answers_that_are_no_numbers_are_refused(labels: str, scores: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(SignatureError, match=said):
+        imported(classifier_of(labels, scores), tmp_path)
+
+
+def test_a_classifier_of_scikit_learn_with_scores_as_a_tensor(tmp_path: Path) -> None:
+    outputs = imported(classifier_of("numbers", "tensor"), tmp_path).manifest.signature.outputs
+    assert [(spec.name, spec.dtype, spec.shape) for spec in outputs] == [
+        ("label", "int64", (-1,)),
+        ("scores", "float32", (-1, 2)),
+    ]
+
+
+def test_text_is_refused(tmp_path: Path) -> None:
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
         [helper.make_node("Identity", ["x"], ["y"])],
@@ -158,7 +210,7 @@ def test_text_that_requests_cannot_carry_is_refused(tmp_path: Path) -> None:
         [value("y", onnx.TensorProto.STRING, ["n", 2])],
     )
     data = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
-    assert "'x' is of STRING, which requests cannot carry" in refused(data, tmp_path, SignatureError)
+    assert "'x' is of STRING, which golden rows cannot hold" in refused(data, tmp_path, SignatureError)
 
 
 def test_a_graph_that_takes_nothing_is_refused(tmp_path: Path) -> None:

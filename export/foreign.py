@@ -81,6 +81,7 @@ def _proved(data: bytes, name: str, golden: bytes | None, max_batch_size: int, f
     signature = Signature(inputs=specs, outputs=_outputs(graph, runtime, inputs))
     _check_names(inputs, answers, signature)
     rows = _recorded(runtime, inputs, answers, signature)
+    _check_finite(rows, signature, "golden" if golden else "made-up")
     same, worst = gates.parity(runtime, rows, signature, max_batch_size, BASELINE.tolerance)
     if not answers:
         same = _unproved(same, made_up=golden is None)
@@ -245,6 +246,16 @@ def _recorded(runtime: Runtime, inputs: Arrays, answers: Arrays, signature: Sign
     tensors = {name: torch.from_numpy(array.copy()) for name, array in inputs.items()}
     rows.add(tensors, [torch.from_numpy(array.copy()) for array in outputs])
     return rows
+
+
+def _check_finite(rows: Rows, signature: Signature, kind: str) -> None:
+    """A server would refuse the version: it can compare NaN and infinity with nothing."""
+    for number, (bad, first) in rows.not_finite.items():
+        raise GateError(
+            f"{signature.outputs[number].name!r} is NaN or infinite for {bad} of {rows.seen} {kind} rows, first for "
+            f"row {first}, and no server can check itself with that. Nothing was published. Give rows that are "
+            "answered with numbers, as a safetensors file: --golden"
+        )
 
 
 def _unproved(verdict: Verdict, *, made_up: bool) -> Verdict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,13 @@ def test_without_rows_some_are_made_up_and_the_verdict_says_so(tmp_path: Path) -
     want = GRAPHS["linear"].function(rows.inputs)
     for name, array in rows.outputs.items():
         np.testing.assert_allclose(array, want[name], rtol=1e-5)
+
+
+def test_answers_that_no_server_could_compare_are_refused(tmp_path: Path) -> None:
+    said = refused(GRAPHS["logarithm"].model, tmp_path)
+    assert re.search("'y' is NaN or infinite for [1-8] of 8 made-up rows, first for row [0-7], and no server", said)
+    rows = safetensors.numpy.save({"x": -np.ones((3, 2), np.float32)})
+    assert "for 3 of 3 golden rows, first for row 0" in refused(GRAPHS["logarithm"].model, tmp_path, golden=rows)
 
 
 def test_rows_without_answers(tmp_path: Path) -> None:

@@ -94,6 +94,7 @@ class Supervisor:
             for worker in self._workers.values():
                 with contextlib.suppress(ProcessLookupError):
                     worker.process.terminate()
+            self._doors.close()  # each process closes its own; connections would still come in here, and wait in vain
             _, late = await asyncio.wait(seats, timeout=self._grace_s + REST_S)
             for worker in self._workers.values() if late else ():
                 with contextlib.suppress(ProcessLookupError):

@@ -15,7 +15,7 @@ import pytest
 from bad_requests import x
 from commands import Process, serve_fails, serving
 from grpc_calls import X, calling, infer_request
-from helpers import free_port, wait_until
+from helpers import free_port, listens, wait_until
 from serving import GRAPHS, check_error, connect, infer, post, receive, web
 
 from shipline.errors import ConfigError
@@ -124,6 +124,8 @@ def test_a_signal_stops_all_when_what_was_accepted_is_answered(repository: Path,
             connection.sendall(request[:-10])
         infer(process.url)
         process.popen.terminate()
+        wait_until(lambda: not listens(int(process.url.rpartition(":")[2])))  # nobody new is let in, to wait in vain
+        assert process.popen.poll() is None
         for connection in held:
             connection.sendall(request[-10:])
             assert receive(connection).status == 200

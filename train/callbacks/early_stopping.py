@@ -88,6 +88,7 @@ class EarlyStopping(Callback):
         self.stopping_reason = EarlyStoppingReason.NOT_STOPPED
         self.stopping_reason_message: str | None = None
         self._best = math.inf if self.mode == "min" else -math.inf
+        self._stays_stopped = False
 
     @property
     def best_score(self) -> torch.Tensor:
@@ -107,7 +108,14 @@ class EarlyStopping(Callback):
             "stopped_epoch": self.stopped_epoch,
             "stopping_reason": self.stopping_reason.value,
             "stopping_reason_message": self.stopping_reason_message,
+            "settings": self._settings(),
         }
+
+    def _settings(self) -> list[Any]:
+        """What decides when to stop."""
+        return [
+            self.patience, self.min_delta, self.check_finite, self.stopping_threshold, self.divergence_threshold
+        ]  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the best score and how long ago it was; how long to wait is what this run was told."""
@@ -115,11 +123,23 @@ class EarlyStopping(Callback):
         self.stopped_epoch = state["stopped_epoch"]
         self.stopping_reason = EarlyStoppingReason(state["stopping_reason"])
         self.stopping_reason_message = state["stopping_reason_message"]
+        stopped = self.stopping_reason is not EarlyStoppingReason.NOT_STOPPED
+        self._stays_stopped = stopped and state.get("settings") == self._settings()
 
     def setup(self, trainer: Trainer, module: Module, stage: str) -> None:
         """Begin anew; a resumed run takes up its state afterwards."""
         if stage == "fit":
             self._begin()
+
+    def on_fit_start(self, trainer: Trainer, module: Module) -> None:
+        """Let a run that had been stopped end as it would have, unless it is told now to stop for something else."""
+        if self._stays_stopped:
+            trainer.should_stop = True
+            if trainer.is_global_zero:
+                logger.warning(
+                    "The run was stopped: %s. To go on all the same, give EarlyStopping another patience or threshold.",
+                    self.stopping_reason_message,
+                )  # fmt: skip
 
     def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
         """Look at the metric, where epochs are what counts."""

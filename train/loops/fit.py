@@ -128,6 +128,7 @@ class FitLoop:
             if resumed["rng"] is not None:
                 set_rng_state(resumed["rng"])
             trainer.resumed = None
+        trainer.agree()  # on what a callback's state has asked for: the run may have been stopped before
         trainer.begin_asking(self._progress.all_batches)
 
     def _train_epoch(self) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
-from training import Scripted, new_trainer, numbers
+import pytest
+from training import Scripted, new_trainer, numbers, on_hook
 
 import shipline as sl
 from shipline.checkpoint import open_checkpoint
+from shipline.store import open_store
 from shipline.train import ModelCheckpoint
 
 
@@ -59,3 +63,20 @@ def test_of_several_in_one_directory_the_first_says_which_is_best(tmp_path: Path
         assert open_checkpoint(f"{place}/best").url == run.best_url
         assert open_checkpoint(f"{place}/best").manifest.epoch == 0
         assert open_checkpoint(f"{place}/last").manifest.epoch == 2
+
+
+@pytest.mark.parametrize(("when", "names"), [("interrupted", ["score=nan"]), ("steps", ["score=nan", "score=nan-v1"])])
+def test_what_a_name_tells_may_not_have_been_logged_yet(tmp_path: Path, when: str, names: list[str]) -> None:
+    """A checkpoint that is due before the first validation is not refused for its name."""
+    every = 2 if when == "steps" else None
+    keep = ModelCheckpoint(str(tmp_path / "mine"), filename="{score:.2f}", save_top_k=-1, every_n_train_steps=every)
+    stop = on_hook("on_train_batch_end", lambda trainer, _module, _outputs, _batch, number: asked(number))
+
+    def asked(number: int) -> None:
+        if number == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit):
+        new_trainer(tmp_path, max_epochs=1, callbacks=[keep, stop]).fit(Scripted([1.0]), numbers(9), numbers(1))
+    found = [name for name in open_store(str(keep.dirpath)).list() if name != "checkpoints.json"]
+    assert found[: len(names)] == names

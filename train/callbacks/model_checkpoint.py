@@ -238,7 +238,7 @@ class ModelCheckpoint(Callback):
     def save_interrupted(self, trainer: Trainer) -> None:
         """Save where the run stands, as the newest checkpoint, unless there is one already."""
         if trainer.progress.all_batches != self._last_batch:
-            self._save(trainer, None)
+            self._save(trainer, None, early=True)
 
     def offer(self, trainer: Trainer) -> None:
         """Save where the run stands, if it is good enough: also where weights have changed without a step."""
@@ -275,7 +275,7 @@ class ModelCheckpoint(Callback):
             )
             self._left_out = (trainer.global_step, score)
         else:
-            self._save(trainer, score)
+            self._save(trainer, score, early=trained_only)
 
     # ---- which to keep -----------------------------------------------------------------------------------------------
 
@@ -317,12 +317,13 @@ class ModelCheckpoint(Callback):
             return False
         return self.save_top_k == -1 or len(self._kept) < self.save_top_k or score < max(self._kept.values())
 
-    def _save(self, trainer: Trainer, score: float | None) -> None:
+    def _save(self, trainer: Trainer, score: float | None, early: bool = False) -> None:
+        """Save; `early` says that what the name tells may not have been logged yet."""
         if self.dirpath is None:
             raise ConfigError("ModelCheckpoint has no directory: give it a dirpath, or the Trainer a default_root_dir.")
         trainer.saver.writer.wait()  # or a name that is being written would seem to be free
         store = open_store(self.dirpath)
-        name = trainer.strategy.broadcast(self._free_name(store, trainer) if trainer.is_global_zero else None)
+        name = trainer.strategy.broadcast(self._free_name(store, trainer, early) if trainer.is_global_zero else None)
         before = {*self._going, *self._kept, *([] if self._last is None else [self._last])}
         # The state that goes into the checkpoint knows of it, so that a resumed run prunes what this one wrote.
         self._last, self._last_step, self._last_batch = name, trainer.global_step, trainer.progress.all_batches
@@ -363,8 +364,9 @@ class ModelCheckpoint(Callback):
         # What somebody reads stays until the next checkpoint has been committed.
         self._going = {each for each in self._going if not discard(store, each)}
 
-    def _free_name(self, store: Store, trainer: Trainer) -> str:
-        values = {**trainer.callback_metrics, "epoch": trainer.current_epoch, "step": trainer.global_step}
+    def _free_name(self, store: Store, trainer: Trainer, early: bool) -> str:
+        values: dict[str, Any] = {field[1]: math.nan for field in _FIELD.finditer(self.filename) if early}
+        values |= {**trainer.callback_metrics, "epoch": trainer.current_epoch, "step": trainer.global_step}
         name = self.format_checkpoint_name(values)
         if not self.enable_version_counter:
             return name

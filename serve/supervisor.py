@@ -50,6 +50,11 @@ class Worker:
     ready: bool = False
     versions: dict[str, str] = field(default_factory=dict)  # of the models that it serves
 
+    def stop(self) -> None:
+        """Let it finish what it accepted, and end."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.terminate()
+
 
 class Supervisor:
     """Serves with `count` processes until a signal.
@@ -92,8 +97,7 @@ class Supervisor:
             watching = asyncio.create_task(self._watch())
             await self._stop.wait()
             for worker in self._workers.values():
-                with contextlib.suppress(ProcessLookupError):
-                    worker.process.terminate()
+                worker.stop()
             self._doors.close()  # each process closes its own; connections would still come in here, and wait in vain
             _, late = await asyncio.wait(seats, timeout=self._grace_s + REST_S)
             for worker in self._workers.values() if late else ():
@@ -108,6 +112,8 @@ class Supervisor:
         while not self._stop.is_set():
             worker = await self._start(metrics)
             self._workers[seat] = worker
+            if self._stop.is_set():  # it came while this one started
+                worker.stop()
             hearing = asyncio.create_task(self._hear(worker))
             status = await worker.process.wait()
             await hearing

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -14,12 +16,17 @@ import httpx
 import pytest
 from bad_requests import x
 from commands import Process, serve_fails, serving
+from doubles import WAIT_S
 from grpc_calls import X, calling, infer_request
 from helpers import free_port, listens, wait_until
 from serving import GRAPHS, check_error, connect, infer, post, receive, web
 
 from shipline.errors import ConfigError
+from shipline.serve import supervisor
+from shipline.serve.doors import Doors
 from shipline.serve.server import serve
+from shipline.serve.settings import ServerSettings
+from shipline.serve.supervisor import Supervisor, Worker
 
 INFER = "/v2/models/linear/infer"
 
@@ -131,6 +138,22 @@ def test_a_signal_stops_all_when_what_was_accepted_is_answered(repository: Path,
             assert receive(connection).status == 200
             connection.close()
         assert process.popen.wait(30) == 0
+
+
+def test_a_process_that_is_just_starting_stops_with_the_others(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stopped(Supervisor):
+        async def _start(self, metrics: str) -> Worker:
+            worker = await super()._start(metrics)
+            self._stop.set()
+            await asyncio.sleep(0)  # as it takes a while
+            return worker
+
+    monkeypatch.setattr(supervisor, "REST_S", 10 * WAIT_S)
+    with contextlib.closing(Doors.open("127.0.0.1", 0, health_port=None, grpc_port=None, shared=True)) as doors:
+        stopped = Stopped(str(repository), 2, doors, (), 0, ServerSettings())
+        asyncio.run(asyncio.wait_for(stopped.run(), WAIT_S))
 
 
 def test_no_process_is_left_when_the_supervisor_is_killed(repository: Path, tmp_path: Path) -> None:

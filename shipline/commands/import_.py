@@ -9,7 +9,7 @@ from shipline.commands.console import split_positional
 from shipline.commands.export import show_verdicts
 from shipline.config import new_parser, parse
 from shipline.errors import ConfigError
-from shipline.store import absolute, join, open_store, split
+from shipline.store import absolute, check_name, join, open_store, split
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -37,7 +37,7 @@ def run(arguments: Sequence[str]) -> None:
         raise ConfigError("Which file? Give it first, such as: shipline import model.onnx --name digits --to models")
     artifact = import_onnx(
         read(file),
-        open_model(join(settings.to, settings.name)),
+        open_model(join(settings.to, check_name("model", settings.name))),
         golden=None if settings.golden is None else read(settings.golden),
         version=settings.version,
         max_batch_size=settings.max_batch_size,

@@ -274,5 +274,9 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "theirs has version 1 already" in capsys.readouterr().err
     assert main(["import", str(tmp_path / "none.onnx"), *to]) == 1
     assert "none.onnx" in capsys.readouterr().err
+    for name in ("../x", "a/b", ""):
+        assert main(["import", str(file), "--name", name, "--to", f"{tmp_path}/models"]) == 2
+        assert f"{name!r} is no model name" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"theirs.onnx", "models"}
     assert main(["import", "--name", "x", "--to", "y"]) == 2
     assert "Which file? Give it first" in capsys.readouterr().err

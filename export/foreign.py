@@ -31,6 +31,7 @@ from shipline.signature import DYNAMIC, OIP_DATATYPES, Signature, TensorSpec
 
 IMPORTED = "imported"
 MADE_UP_ROWS, GOLDEN_ROWS = 8, 32
+LONGEST_TIMEOUT_S = 1e6
 
 
 def import_onnx(
@@ -59,8 +60,10 @@ def import_onnx(
     Raises:
         GateError: it cannot be loaded or run, or answers otherwise; nothing was published.
         SignatureError: its inputs or outputs have no batch dimension, or the rows do not fit them.
+        ConfigError: a setting is wrong.
     """
     check_version(model, version)
+    _check_settings(max_batch_size, timeout)
     with tempfile.TemporaryDirectory(prefix="shipline-import-") as scratch:
         folder = Path(scratch)
         made = apart(
@@ -68,6 +71,13 @@ def import_onnx(
         )
         files = {name: (folder / name).read_bytes() for name in made["files"]}
     return publish(model, version, partial(_content, ArtifactManifest.model_validate(made["manifest"]), files))
+
+
+def _check_settings(max_batch_size: int, timeout: float) -> None:
+    if max_batch_size < 1:
+        raise ConfigError(f"max_batch_size is {max_batch_size}; set a whole number from 1 on.")
+    if not 0 < timeout <= LONGEST_TIMEOUT_S:
+        raise ConfigError(f"timeout is {timeout:g}; set seconds, above 0 and up to {LONGEST_TIMEOUT_S:.0f}.")
 
 
 def _proved(data: bytes, name: str, golden: bytes | None, max_batch_size: int, folder: Path) -> dict[str, Any]:

@@ -264,6 +264,18 @@ def test_rows_that_do_not_fit_are_refused(golden: bytes, error: Any, said: str, 
     assert said in refused(GRAPHS["linear"].model, tmp_path, error, golden=golden)
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"max_batch_size": 0}, "max_batch_size is 0; set a whole number from 1 on"),
+        ({"timeout": 0.0}, "timeout is 0; set seconds, above 0 and up to 1000000"),
+        ({"timeout": float("nan")}, "timeout is nan"),
+    ],
+)
+def test_settings_that_are_wrong(settings: dict[str, Any], said: str, tmp_path: Path) -> None:
+    assert said in refused(GRAPHS["linear"].model, tmp_path, ConfigError, **settings)
+
+
 def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "theirs.onnx"
     file.write_bytes(GRAPHS["linear"].model)

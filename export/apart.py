@@ -57,7 +57,7 @@ def apart(work: Callable[[], Any], doing: str, timeout: float) -> Any:
         return work()
     with (
         tempfile.TemporaryDirectory(prefix="shipline-apart-") as scratch,
-        tempfile.TemporaryFile() as said,
+        os.fdopen(os.memfd_create("said"), "w+b") as said,  # which a full disk does not keep from being told
         tempfile.TemporaryFile() as printed,
     ):
         pid = _fork()

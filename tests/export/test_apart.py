@@ -6,8 +6,10 @@ import contextlib
 import faulthandler
 import gc
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable
@@ -145,6 +147,26 @@ def test_it_leaves_no_files(end: Callable[[], None], tmp_path: Path, monkeypatch
     with contextlib.suppress(GateError):
         apart(work, "Working", 60)
     assert list(tmp_path.iterdir()) == []
+
+
+_ON_A_FULL_DISK = """
+import pathlib
+from shipline.errors import GateError
+from shipline.export.apart import apart
+try:
+    apart(lambda: pathlib.Path("/mnt/made").write_bytes(bytes(1 << 20)), "Working", 60)
+except GateError as error:
+    print(error)
+"""
+
+
+def test_what_a_full_disk_does_not_take_is_told() -> None:
+    mount = ["unshare", "-rm", "sh", "-c", 'mount -t tmpfs -o size=8k none /mnt && exec "$0" "$@"']
+    if not shutil.which("unshare") or subprocess.run([*mount, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("this system lets nobody mount a small disk")
+    script = [sys.executable, "-c", _ON_A_FULL_DISK]
+    ran = subprocess.run([*mount, *script], env={**os.environ, "TMPDIR": "/mnt"}, check=True, capture_output=True)
+    assert b"Working failed with OSError: [Errno 28] No space left on device, so nothing was published" in ran.stdout
 
 
 def test_it_says_where_it_was_whoever_handles_signals_in_the_parent() -> None:

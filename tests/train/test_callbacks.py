@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,11 @@ def test_which_checkpoints_are_kept(
     assert open_checkpoint(f"{run.url}/best").manifest.epoch == (last if best is None else best)
     assert (run.best_url is None) == (best is None)
     assert run.checkpoint.manifest.epoch == (last if best is None else best)
+
+
+def test_an_interval_of_no_time_saves_after_every_step(tmp_path: Path) -> None:
+    run = fit(tmp_path, [1.0] * 3, ModelCheckpoint(train_time_interval=timedelta(0), save_top_k=-1))
+    assert kept(f"{run.url}/checkpoints") == [0, 1, 2]
 
 
 def test_what_is_no_longer_kept_is_gone_from_the_store(url: str) -> None:

@@ -204,10 +204,10 @@ class ModelCheckpoint(Callback):
             self._prepared = True
             checkpoints.prepare(trainer, weights_only=self.save_weights_only)
         every, interval = self.every_n_train_steps, self.train_time_interval
-        if not every and not interval:
+        if not every and interval is None:
             return
         due = bool(every) and trainer.global_step > 0 and trainer.global_step % (every or 1) == 0
-        if interval:
+        if interval is not None:
             late = time.monotonic() - self._saved_at >= interval.total_seconds()
             due = trainer.strategy.broadcast(late) if trainer.world_size > 1 else late
         if due and self._is_new(trainer):

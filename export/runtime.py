@@ -49,9 +49,19 @@ class Runtime:
         def forward(*args: Any, **kwargs: Any) -> Any:
             given = bind(original, args, kwargs)
             outputs = self.run({name: given[name].detach().cpu().numpy() for name in names})
+            self._check_shapes(outputs, signature, len(given[names[0]]))
             return pytree.tree_unflatten([torch.from_numpy(output) for output in outputs], structure)
 
         return forward
+
+    def _check_shapes(self, outputs: list[np.ndarray], signature: Signature, rows: int) -> None:
+        """Of what a user's code computes a metric with, which expects those of the module."""
+        for spec, output in zip(signature.outputs, outputs, strict=True):
+            if not spec.matches(output.shape) or len(output) != rows:
+                raise GateError(
+                    f"{self._name} answers {rows} rows with {spec.name!r} of shape {list(output.shape)}, and the "
+                    f"module's is {list(spec.shape)}, so nothing was published."
+                )
 
     def close(self) -> None:
         """Give back what the backend took: this object, then, answers no more."""

@@ -18,6 +18,7 @@ from shipline.export.latency import ENOUGH_ROUNDS, ROUNDS, measure
 from shipline.export.rows import replaced
 from shipline.export.runtime import Runtime
 from shipline.export.signature import signature_of
+from shipline.signature import DYNAMIC
 
 
 class Pair(nn.Module):
@@ -40,6 +41,21 @@ def test_a_module_answers_through_the_runtime_in_its_own_structure() -> None:
     first, (second,) = found["parts"]
     assert torch.equal(first, torch.ones(2, 2))
     assert torch.equal(second, torch.full((2, 2), 5.0))
+
+
+def test_answers_of_another_shape_are_refused_before_a_metric_is_computed_with_them() -> None:
+    """As OpenVINO gives them for a Fourier transform, which it takes along another axis."""
+    module, a = Pair(), torch.ones(3, 2)
+    rows = record(module, {"a": a, "b": a})
+    signature = signature_of(module, rows)
+    assert rows.structure is not None
+    shape = (DYNAMIC, 5)
+    other = signature.model_copy(
+        update={"outputs": (signature.outputs[0].model_copy(update={"shape": shape}), *signature.outputs[1:])}
+    )
+    forward = Runtime(to_onnx(module, rows, signature), ServingSettings()).forward_for(module, other, rows.structure)
+    with pytest.raises(GateError, match=r"answers 3 rows with '.*' of shape \[3, 2\], and the module's is \[-1, 5\]"):
+        forward(a=a, b=a)
 
 
 def test_what_is_no_graph_is_refused() -> None:

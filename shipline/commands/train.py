@@ -44,9 +44,10 @@ def run(arguments: Sequence[str]) -> None:
     objects = instantiate(parser, settings, settings.seed_everything)
     finished = fit(objects, dumped(parser, settings), sources, "--ckpt_path")
     if finished.best_url is not None and finished.url is not None and objects.trainer.is_global_zero:
-        experiment = finished.url.rpartition("/")[0]
-        console.print(f"Best checkpoint: {finished.best_url}", highlight=False, soft_wrap=True)
-        console.print(f"Next: shipline export {experiment}/best --to models/NAME", highlight=False, soft_wrap=True)
+        best, experiment = finished.best_url, finished.url.rpartition("/")[0]
+        named = f"{experiment}/best" if best.startswith(f"{finished.url}/") else best
+        console.print(f"Best checkpoint: {best}", highlight=False, soft_wrap=True)
+        console.print(f"Next: shipline export {named} --to models/NAME", highlight=False, soft_wrap=True)
 
 
 def train_parser(command: str, description: str, sources: Sources) -> ArgumentParser:

@@ -235,6 +235,15 @@ def test_an_environment_variable_is_an_option_of_a_training(
     run("train").refused(2, "unknown variable SHIPLINE_TRAINER__MAX_EPOCH. Did you mean SHIPLINE_TRAINER__MAX_EPOCHS?")
 
 
+def test_what_is_to_be_exported_next_is_there(run: Run, tiny: Path) -> None:
+    """Also where checkpoints have a directory of their own, whose names the run does not know."""
+    own = "[{class_path: ModelCheckpoint, init_args: {dirpath: mine}}]"
+    for options, named in (((), "runs/able/best"), (("--trainer.callbacks", own), "mine/epoch=0-step=2")):
+        [line] = [line for line in run("train", "train.yaml", *options).out.splitlines() if line.startswith("Next: ")]
+        assert line == f"Next: shipline export {tiny}/{named} --to models/NAME"
+        open_checkpoint(named)
+
+
 @pytest.mark.usefixtures("tiny")
 def test_an_export_makes_the_module_as_its_training_did(run: Run) -> None:
     """An argument that no checkpoint can keep is made anew from the settings."""

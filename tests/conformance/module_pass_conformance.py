@@ -104,7 +104,9 @@ class ModulePassConformance:
     def test_what_is_to_be_trained_by_nobody_is_refused(
         self, made: ModulePass, module: Tiny, material: Material
     ) -> None:
-        with pytest.raises(ConfigError, match=r"has finetune_epochs=1, and nobody said how to train: give Source\("):
+        with pytest.raises(
+            ConfigError, match=r"has finetune_epochs=1, and nobody said how to train: give sl\.export\(finetune"
+        ):
             fine_tuning(made).apply(module, dataclasses.replace(material, finetune=None))
 
     def test_what_cannot_be_copied_is_refused(self, made: ModulePass, module: Tiny, material: Material) -> None:

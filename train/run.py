@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -71,8 +73,14 @@ def point(store: Store, name: str, checkpoint: str) -> None:
         store.write(POINTERS, json.dumps(change, indent=1).encode())
 
 
-def last_of_job(experiment: str, environment: ClusterEnvironment) -> str | None:
-    """Return the URL of the newest checkpoint that a job has left before it went back to its queue, if it has."""
+def last_of_job(experiment: str, environment: ClusterEnvironment, elsewhere: Sequence[str]) -> str | None:
+    """Return the URL of the newest checkpoint that a job has left before it went back to its queue, if it has.
+
+    Args:
+        experiment: whose runs have checkpoints of their own.
+        environment: of the job.
+        elsewhere: URLs where they may be besides: what was committed there since the job began is taken for its own.
+    """
     if not environment.restarted():
         return None
     store = open_store(absolute(experiment))
@@ -80,12 +88,24 @@ def last_of_job(experiment: str, environment: ClusterEnvironment) -> str | None:
         run = store.at(f"version_{number}")
         try:
             record = RunRecord.model_validate_json(run.read(RUN_FILE))
-            if record.job == environment.job and "last" in read_pointers(run, POINTERS):
+            if record.job != environment.job:
+                continue
+            if "last" in read_pointers(run, POINTERS):
                 return join(run.url, "last")
         except (NotFoundError, IntegrityError, ValidationError):  # a directory of somebody else's, or a damaged one
             continue
+        since = [url for url in elsewhere if _committed_since(record.started_at, url)]
+        if since:
+            return since[0]
     logger.warning("Job %s has run before and left no checkpoint: it begins anew.", environment.job)
     return None
+
+
+def _committed_since(begun: datetime | None, url: str) -> bool:
+    try:
+        return begun is not None and open_checkpoint(url).manifest.created_at >= begun
+    except (NotFoundError, IntegrityError):
+        return False
 
 
 def _numbers(experiment: Store) -> list[int]:

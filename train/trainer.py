@@ -290,7 +290,10 @@ class Trainer(Runtime):
         found: list[Checkpoint | None] = []
 
         def find() -> str | None:
-            own = last_of_job(experiment, self.environment) if self.environment is not None else None
+            own = None
+            if self.environment is not None:
+                elsewhere = [url for url in self._meant("last", name) if url != join(experiment, "last")]
+                own = last_of_job(experiment, self.environment, elsewhere)
             found.append(self._find_checkpoint(own or ckpt_path, name))
             return None if found[0] is None else found[0].store.url
 

@@ -56,8 +56,8 @@ def torchrun(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 class Slurm:
     """Two tasks of a step, and a `scontrol` that writes down what it is asked."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, **variables: str) -> None:
+        self.directory, self.variables = directory, variables
         self.asked = directory / "asked"
         (directory / "scontrol").write_text(f"#!/bin/sh\necho $* >>{self.asked}\n")
         (directory / "scontrol").chmod(0o755)
@@ -71,7 +71,7 @@ class Slurm:
                 "SLURM_PROCID": f"{rank}", "SLURM_LOCALID": f"{rank}", "SLURM_NODEID": "0",
                 "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "1", "SLURM_STEP_NODELIST": "localhost",
                 "SLURM_RESTART_COUNT": f"{restarts}", "MASTER_PORT": str(self.port),
-                "PATH": f"{self.directory}:{os.environ['PATH']}",
+                "PATH": f"{self.directory}:{os.environ['PATH']}", **self.variables,
             }  # fmt: skip
             command = [sys.executable, "-W", "error", str(SCRIPT), str(self.directory)]
             pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
@@ -94,7 +94,11 @@ class Slurm:
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A job that is told to end in its third step, and starts again."""
-    step = Slurm(tmp_path_factory.mktemp("slurm"))
+    return twice(Slurm(tmp_path_factory.mktemp("slurm")))
+
+
+def twice(step: Slurm) -> dict[str, Any]:
+    """Let it be told to end, and start again."""
     first = step.run(0)
     asked = step.asked.read_text()
     second = step.run(1)
@@ -167,6 +171,14 @@ def test_a_job_goes_back_to_its_queue_and_on_from_there(slurm: dict[str, Any], t
         assert worker["url"].endswith("/anywhere/version_0")  # the same run
         assert not worker["ray"]
     assert open_run(slurm["found"][0]["url"]).record.job == "77"
+
+
+def test_a_job_finds_what_it_saved_in_a_directory_of_its_own(tmp_path: Path, torchrun: list[dict[str, Any]]) -> None:
+    job = twice(Slurm(tmp_path, SAVED_IN=str(tmp_path / "saved")))
+    assert open_run(job["found"][0]["url"]).record.resumed_at is not None
+    for worker, undisturbed in zip(job["found"], torchrun, strict=True):
+        assert worker["weights"] == undisturbed["weights"]
+        assert worker["step"] == 8
 
 
 def test_the_first_task_alone_prints(slurm: dict[str, Any]) -> None:

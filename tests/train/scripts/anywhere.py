@@ -71,8 +71,10 @@ def main(directory: str) -> dict[str, Any]:
     sl.seed_everything(0)
     module = Predicts()
     told = on_hook("on_train_batch_end", lambda trainer, *_: ask(trainer))
+    saved_in = os.environ.get("SAVED_IN")
+    callbacks = [told] if saved_in is None else [told, sl.ModelCheckpoint(dirpath=saved_in)]
     trainer = new_trainer(
-        f"{directory}/runs", max_epochs=2, name="anywhere", log_every_n_steps=1, callbacks=told,
+        f"{directory}/runs", max_epochs=2, name="anywhere", log_every_n_steps=1, callbacks=callbacks,
         enable_progress_bar=True, enable_model_summary=True,
     )  # fmt: skip
     each = 32 // trainer.world_size

@@ -32,8 +32,8 @@ REQUEST_S = 5e-5
 # A model whose last batch ended longer ago is asked for a row when somebody wants to know whether it lives; and so long
 # it may take, or as much longer than its largest batch took.
 RECENT_S, ALIVE_S, TIMES = 5.0, 4.0, 5.0
-# What a graph that does something as often as its inputs say has in its file: the kind of a node of ONNX.
-_LOOP = b"\x22\x04Loop"
+# What a graph has in its file that does something as often, or as large, as its inputs say: the kind of a node of ONNX.
+_AS_TOLD = (b"\x22\x04Loop", b"\x22\x05Range", b"\x22\x0fConstantOfShape")
 
 
 class ServedModel:
@@ -47,7 +47,7 @@ class ServedModel:
         example: Example,
         hosting: Hosting,
         *,
-        loops: bool = False,
+        as_told: bool = False,
     ) -> None:
         self.manifest = manifest
         self.processing = processing
@@ -67,7 +67,7 @@ class ServedModel:
         self._alive_s = max(ALIVE_S, TIMES * batch_s)
         self._canary: asyncio.Task[bool] | None = None
         threads = threads_for(batch_s, settings)
-        if isinstance(backend, IsolatedBackend) or loops or _takes_any_size(manifest.signature):
+        if isinstance(backend, IsolatedBackend) or as_told or _takes_any_size(manifest.signature):
             threads = max(threads, 1)  # the event loop waits for no other process, nor for as long as a client likes
         self.instances = max(threads, 1)
         self._batcher = Batcher(
@@ -109,7 +109,8 @@ class ServedModel:
         before = resident()
         backend = chosen.load(graph, manifest.serving)
         try:
-            model = cls(manifest, backend, processing, example, hosting, loops=_LOOP in graph)
+            as_told = any(kind in graph for kind in _AS_TOLD)
+            model = cls(manifest, backend, processing, example, hosting, as_told=as_told)
         except BaseException:
             backend.close()
             raise

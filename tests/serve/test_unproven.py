@@ -114,6 +114,26 @@ def test_a_text_as_long_as_one_likes_is_not_for_the_event_loop(tmp_path: Path) -
         assert server._serving._app.repository.get("echo")._batcher._threads is not None
 
 
+def test_what_is_as_large_as_its_input_says_is_not_for_the_event_loop(tmp_path: Path) -> None:
+    """A row, and the sum of all numbers below the largest of its batch."""
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["most"], keepdims=0),
+        helper.make_node("Range", ["zero", "most", "one"], ["below"]),
+        helper.make_node("ReduceSum", ["below"], ["sum"], keepdims=0),
+        helper.make_node("Add", ["x", "sum"], ["y"]),
+    ]
+    inputs, outputs = ([helper.make_tensor_value_info(name, TensorProto.INT64, ["n", 1])] for name in "xy")
+    numbers = [helper.make_tensor(name, TensorProto.INT64, (), [value]) for name, value in (("zero", 0), ("one", 1))]
+    model = helper.make_model(
+        helper.make_graph(nodes, "g", inputs, outputs, numbers),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=9,
+    )
+    (tmp_path / "sums.onnx").write_bytes(model.SerializeToString())
+    with BackgroundServer(str(tmp_path)) as server:
+        assert server._serving._app.repository.get("sums")._batcher._threads is not None
+
+
 def test_the_docs_have_examples_of_texts(tmp_path: Path) -> None:
     (tmp_path / "echo.onnx").write_bytes(graph("Identity", {"s": ["n", 2]}, {"t": ["n", 2]}, TensorProto.STRING))
     with BackgroundServer(str(tmp_path)) as server:

@@ -10,6 +10,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import stat
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -176,9 +177,12 @@ class LocalStore(Store):
 
 def _opened(path: Path) -> BinaryIO:
     try:
-        return path.open("rb")
+        kind = path.stat().st_mode
     except NotADirectoryError as error:  # below a file there is nothing, here as on object stores
         raise FileNotFoundError(error.errno, error.strerror, error.filename) from error
+    if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # who reads it would wait, or read, for ever
+        raise OSError("it is a pipe or a device, and no file")
+    return path.open("rb")
 
 
 class RemoteStore(Store):

@@ -180,8 +180,8 @@ def _opened(path: Path) -> BinaryIO:
         kind = path.stat().st_mode
     except NotADirectoryError as error:  # below a file there is nothing, here as on object stores
         raise FileNotFoundError(error.errno, error.strerror, error.filename) from error
-    if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):  # who reads it would wait, or read, for ever
-        raise OSError("it is a pipe or a device, and no file")
+    if stat.S_ISCHR(kind):  # who reads it would read for ever
+        raise OSError("it is a device, and no file")
     return path.open("rb")
 
 

@@ -59,11 +59,13 @@ def test_a_reload_that_never_ends_does_not_outlast_the_grace(repository: Path, s
     serving_ = Serving(str(repository), port=0, grace_s=1, settings=ANYBODY)
     with ThreadPoolExecutor(2) as pool:
         running = pool.submit(serving_.run)
-        wait_until(lambda: serving_.ready)
-        fall_silent(silent)
-        asked = pool.submit(web.post, f"{serving_.address}/v2/repository/models/silent/load")
-        wait_until(lambda: "silent" in serving_._app.repository._busy)
-        infer(serving_.address)
-        serving_.stop()
+        try:
+            wait_until(lambda: serving_.ready)
+            fall_silent(silent)
+            asked = pool.submit(web.post, f"{serving_.address}/v2/repository/models/silent/load")
+            wait_until(lambda: "silent" in serving_._app.repository._busy)
+            infer(serving_.address)
+        finally:
+            serving_.stop()
         running.result(timeout=30)
         assert isinstance(asked.exception(), httpx.TransportError) or asked.result().status_code >= 500

@@ -157,8 +157,6 @@ def test_names_that_are_fine(name: str) -> None:
     assert check_name("model", name) == name
 
 
-def test_what_would_be_read_for_ever_is_no_file(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    for directory, name in ((str(tmp_path), "pipe"), ("/dev", "zero")):
-        with pytest.raises(StoreError, match=f"Cannot read .*/{name}: it is a pipe or a device, and no file"):
-            open_store(directory).read(name)
+def test_what_would_be_read_for_ever_is_no_file() -> None:
+    with pytest.raises(StoreError, match="Cannot read /dev/zero: it is a device, and no file"):
+        open_store("/dev").read("zero")

@@ -129,8 +129,8 @@ def test_fewer_and_more_workers_keep_the_rows_of_a_step_and_of_an_epoch(found: d
     assert elastic["rows"] == {"sizes": [30], "workers": [2, 3], "rows": 6 * 240, "times": [1]}
     causes = [(fault["cause"], fault["workers"]) for fault in elastic["faults"]]
     # It may have begun before the third node was seen; the one that comes in its place may be there for the next start.
-    assert ("loss", 3) in causes
-    assert set(causes) <= {("loss", 3), ("preemption", 2)}
+    assert {cause for cause, _ in causes} >= {"loss"}
+    assert set(causes) <= {("loss", 2), ("loss", 3), ("preemption", 2)}
 
 
 def test_a_driver_that_is_told_to_end_saves_and_says_so(found: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import os
 import sys
 import tempfile
@@ -73,10 +74,11 @@ def searched(name: str, model: Model, recipe: sl.Recipe, folder: Path) -> Made:
     began = time.perf_counter()
     found = model.export(recipe, str(folder / "models/found"))
     print(f"{model.name}: {name} took {time.perf_counter() - began:.0f} s", file=sys.stderr, flush=True)
-    file, chosen = folder / f"{name}.onnx", found.manifest
+    file = folder / f"{name}.onnx"
     file.write_bytes(found.read("model.onnx"))
-    compute = "bf16" if chosen.serving.compute == "bfloat16" else "f32"
-    return Made(f"**shipline {name}**: {chosen.precision} on {chosen.backend}", file, chosen.backend, compute)
+    [chosen] = [each["name"] for each in json.loads(found.read("report.json"))["candidates"] if each["chosen"]]
+    compute = "bf16" if found.manifest.serving.compute == "bfloat16" else "f32"
+    return Made(f"**shipline {name}**: {chosen}", file, found.manifest.backend, compute)
 
 
 def of_peers(model: Model, folder: Path, packages: Path) -> tuple[list[Made], list[Measured]]:

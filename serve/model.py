@@ -47,7 +47,7 @@ class ServedModel:
         example: Example,
         hosting: Hosting,
         *,
-        as_told: bool = False,
+        graph: bytes = b"",
     ) -> None:
         self.manifest = manifest
         self.processing = processing
@@ -67,8 +67,8 @@ class ServedModel:
         self._alive_s = max(ALIVE_S, TIMES * batch_s)
         self._canary: asyncio.Task[bool] | None = None
         threads = threads_for(batch_s, settings)
-        if isinstance(backend, IsolatedBackend) or as_told or _takes_any_size(manifest.signature):
-            threads = max(threads, 1)  # the event loop waits for no other process, nor for as long as a client likes
+        if not threads and (isinstance(backend, IsolatedBackend) or _takes_any_size(manifest.signature, graph)):
+            threads = 1  # the event loop waits for no other process, nor for as long as a client likes
         self.instances = max(threads, 1)
         self._batcher = Batcher(
             backend.run,
@@ -109,8 +109,7 @@ class ServedModel:
         before = resident()
         backend = chosen.load(graph, manifest.serving)
         try:
-            as_told = any(kind in graph for kind in _AS_TOLD)
-            model = cls(manifest, backend, processing, example, hosting, as_told=as_told)
+            model = cls(manifest, backend, processing, example, hosting, graph=graph)
         except BaseException:
             backend.close()
             raise
@@ -251,9 +250,10 @@ def threads_for(batch_seconds: float, settings: ServingSettings) -> int:
     return max(cores() // settings.threads, 1)
 
 
-def _takes_any_size(signature: Signature) -> bool:
-    """Whether a row may be larger than those by which the model was timed."""
-    return any(spec.dtype == BYTES or DYNAMIC in spec.shape[1:] for spec in signature.inputs)
+def _takes_any_size(signature: Signature, graph: bytes) -> bool:
+    """Whether a row may be larger, or mean more work, than those by which the model was timed."""
+    free = any(spec.dtype == BYTES or DYNAMIC in spec.shape[1:] for spec in signature.inputs)
+    return free or any(kind in graph for kind in _AS_TOLD)
 
 
 def _batch_seconds(backend: Backend, row: Arrays, rows: int) -> float:

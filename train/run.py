@@ -94,18 +94,18 @@ def last_of_job(experiment: str, environment: ClusterEnvironment, elsewhere: Seq
                 return join(run.url, "last")
         except (NotFoundError, IntegrityError, ValidationError):  # a directory of somebody else's, or a damaged one
             continue
-        since = [url for url in elsewhere if _committed_since(record.started_at, url)]
-        if since:
-            return since[0]
+        committed = {at: url for url in elsewhere if (at := _committed_at(url)) is not None}
+        if record.started_at is not None and committed and max(committed) >= record.started_at:
+            return committed[max(committed)]
     logger.warning("Job %s has run before and left no checkpoint: it begins anew.", environment.job)
     return None
 
 
-def _committed_since(begun: datetime | None, url: str) -> bool:
+def _committed_at(url: str) -> datetime | None:
     try:
-        return begun is not None and open_checkpoint(url).manifest.created_at >= begun
+        return open_checkpoint(url).manifest.created_at
     except (NotFoundError, IntegrityError):
-        return False
+        return None
 
 
 def _numbers(experiment: Store) -> list[int]:

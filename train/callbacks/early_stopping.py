@@ -113,9 +113,7 @@ class EarlyStopping(Callback):
 
     def _settings(self) -> list[Any]:
         """What decides when to stop."""
-        return [
-            self.patience, self.min_delta, self.check_finite, self.stopping_threshold, self.divergence_threshold
-        ]  # fmt: skip
+        return [self.patience, self.min_delta, self.check_finite, self.stopping_threshold, self.divergence_threshold]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up the best score and how long ago it was; how long to wait is what this run was told."""
@@ -139,7 +137,7 @@ class EarlyStopping(Callback):
                 logger.warning(
                     "The run was stopped: %s. To go on all the same, give EarlyStopping another patience or threshold.",
                     self.stopping_reason_message,
-                )  # fmt: skip
+                )
 
     def on_train_epoch_end(self, trainer: Trainer, module: Module) -> None:
         """Look at the metric, where epochs are what counts."""

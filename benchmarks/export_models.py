@@ -63,14 +63,14 @@ def digits(scratch: Path) -> Model:
     """The example: pictures of 8x8 pixels."""
     import digits as example
 
-    return _trained("digits CNN", example.Digits(), example.DigitsData(), scratch)
+    return _trained("digits CNN", example.Digits, example.DigitsData, scratch)
 
 
 def scans(scratch: Path) -> Model:
     """The same pictures, of 32x32 pixels."""
     from scans import Scans, ScansData
 
-    return _trained("digits CNN, 32x32", Scans(), ScansData(), scratch)
+    return _trained("digits CNN, 32x32", Scans, ScansData, scratch)
 
 
 def table(scratch: Path) -> Model:
@@ -129,9 +129,10 @@ def photographs(scratch: Path) -> Model:
 MODELS = {"table": table, "digits": digits, "scans": scans, "minilm": minilm, "photographs": photographs}
 
 
-def _trained(name: str, module: Any, data: Any, scratch: Path) -> Model:
-    """Train for 10 epochs."""
+def _trained(name: str, make_module: Callable[[], Any], make_data: Callable[[], Any], scratch: Path) -> Model:
+    """Train for 10 epochs, from the same weights each time."""
     sl.seed_everything(0)
+    module, data = make_module(), make_data()
     best = sl.ModelCheckpoint(monitor="val_acc", mode="max")
     trainer = sl.Trainer(
         max_epochs=10, default_root_dir=str(scratch / "runs"), callbacks=[best], enable_progress_bar=False,

@@ -5,43 +5,28 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import sys
 import threading
 from array import array
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from command_line import Outcome
 from doubles import WAIT_S
 from helpers import free_port, wait_until
-from hypothesis import given, strategies as st
+from predicting import GOOD, predicting
 from serving import GRAPHS, ROWS, gated_server, web
 from web_double import Asked, Say, double
 
 from shipline.client import requests
-from shipline.commands import main
 from shipline.errors import ConfigError, ServingError
 from shipline.loadtest import loops, show
 from shipline.loadtest.engine import LoadTest
-from shipline.loadtest.http import Answer, AnswerReader, BadAnswerError
+from shipline.loadtest.http import Answer
 from shipline.loadtest.loops import Caller, arrivals, open_loop
 from shipline.loadtest.results import RIGHT, TIMEOUT, WRONG, Result
 from shipline.loadtest.rows import Row, same
-
-GOOD = b'{"model_version": "1", "label": "7", "score": 0.5}'
-OPENAPI = {
-    "paths": {"/models/m/predict": {"post": {"requestBody": {"content": {"application/json": {"example": {"a": 1}}}}}}}
-}
-
-
-def predicting(answer: Callable[[Asked], Say]) -> Callable[[Asked], Say]:
-    """A server double with an example for the model `m`."""
-    document = json.dumps(OPENAPI).encode()
-    return lambda asked: (200, {}, document) if asked.path == "/openapi.json" else answer(asked)
 
 
 def load(url: str, model: str = "m", **settings: Any) -> Result:
@@ -281,74 +266,7 @@ def test_while_a_server_stalls_time_goes_on_for_all_who_would_have_asked(monkeyp
     assert sum(latency > latencies[-1] / 10 for latency in latencies) >= 40
 
 
-# ---- HTTP ------------------------------------------------------------------------------------------------------------
-
-PLAIN = b"HTTP/1.1 200 OK\r\nA: b\r\nContent-Length: 5\r\n\r\nhello"
-CHUNKED = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2;x=y\r\nhe\r\n3\r\nllo\r\n0\r\n"
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        PLAIN, CHUNKED + b"\r\n", CHUNKED + b"trailer: 1\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n" + PLAIN,
-        b"HTTP/1.1 102 Processing\r\nx: y\r\n\r\nHTTP/1.1 100\r\n\r\n" + PLAIN,
-    ],
-)  # fmt: skip
-@given(data_=st.data())
-def test_an_answer_is_read_however_it_is_cut(data: bytes, data_: st.DataObject) -> None:
-    """And the next one behind it, over the same connection."""
-    reader = AnswerReader()
-    for _ in range(2):
-        cuts = sorted(data_.draw(st.sets(st.integers(1, len(data) - 1), max_size=4)))
-        pieces = [data[start:end] for start, end in itertools.pairwise([0, *cuts, len(data)])]
-        assert [reader.feed(piece) for piece in pieces[:-1]] == [None] * len(cuts)
-        answer = reader.feed(pieces[-1])
-        assert answer is not None
-        assert (answer.status, answer.body) == (200, b"hello")
-    assert answer.reply().reason == "OK"
-    assert not reader.closes
-
-
-def test_an_answer_until_the_connection_ends() -> None:
-    reader = AnswerReader()
-    assert reader.feed(b"HTTP/1.0 503 Busy  now\r\nRetry-After: 1\r\n\r\nhel") is None
-    assert reader.feed(b"lo") is None
-    answer = reader.end()
-    assert answer is not None
-    assert answer.reply() == requests.Reply(503, {"retry-after": "1"}, b"hello", "Busy  now")
-    assert reader.closes
-
-
-@pytest.mark.parametrize("data", [PLAIN, CHUNKED + b"\r\n"])
-def test_an_answer_that_is_cut_off_is_none(data: bytes) -> None:
-    for length in range(len(data)):
-        reader = AnswerReader()
-        assert reader.feed(data[:length]) is None
-        assert reader.end() is None
-
-
-def test_an_answer_without_a_body() -> None:
-    answer = AnswerReader().feed(b"HTTP/1.1 204 No Content\r\n\r\n")
-    assert answer is not None
-    assert (answer.status, answer.body) == (204, b"")
-    reader = AnswerReader()
-    assert reader.feed(PLAIN.replace(b"A: b", b"Connection: close")) is not None
-    assert reader.closes
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"SSH-2.0\r\n\r\n", b"HTTP/2 200\r\n\r\n", PLAIN + b"x", CHUNKED + b"\r\nx", b"x" * 70_000,
-        CHUNKED.replace(b"3\r\n", b"z\r\n"),
-    ],
-)  # fmt: skip
-def test_what_is_no_http(data: bytes) -> None:
-    with pytest.raises(BadAnswerError):
-        AnswerReader().feed(data)
-
-
-# ---- results, and the command ----------------------------------------------------------------------------------------
+# ---- results ---------------------------------------------------------------------------------------------------------
 
 
 def result_of(*milliseconds: float, **counts: int) -> Result:
@@ -373,70 +291,3 @@ def test_every_latency_is_in_the_histogram() -> None:
     assert {5, 7, 1} <= set(counts)
     assert show.histogram(result_of()) == ""
     assert "3" in show.histogram(result_of(2.0, 2.0, 2.0))
-
-
-def command(capsys: pytest.CaptureFixture[str], *arguments: str) -> Outcome:
-    try:
-        code = main(["load-test", *arguments])
-    except SystemExit as end:
-        code = int(end.code or 0)
-    return Outcome(code, *capsys.readouterr())
-
-
-def test_the_command_shows_and_writes(
-    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("shipline.commands.console.console._width", 200)
-    (tmp_path / "key").write_text("key-1\n")
-    figures, drawn = tmp_path / "figures.json", tmp_path / "plot.svg"
-    outcome = command(
-        capsys, url, "table", "--rate", "40,80", "--seconds", "0.3", "--json", str(figures), "--plot", str(drawn),
-        "--api-key-file", str(tmp_path / "key"),
-    )  # fmt: skip
-    assert (outcome.code, outcome.err) == (0, "")
-    first, second = json.loads(figures.read_text())["loads"]
-    assert (first["load"], second["load"]) == ("40/s", "80/s")
-    assert first["counts"] == {RIGHT: first["sent"]}
-    for text in ("40/s", "80/s", "p99.9 ms", "█", f"{second['sent']} right"):
-        assert text in outcome.out
-    assert drawn.read_text().startswith("<?xml")
-
-
-def test_the_command_fails_where_an_answer_is_wrong(capsys: pytest.CaptureFixture[str]) -> None:
-    number = itertools.count()
-    with double(predicting(lambda asked: (200, {}, b"{}" if next(number) == 2 else GOOD))) as url:
-        outcome = command(capsys, url, "m", "--seconds", "0.2", "--connections", "1")
-    assert outcome.code == 1
-    assert "load-test: 1 of " in outcome.err
-    assert "answers were not those of the same rows asked alone" in outcome.err
-    number = itertools.count()
-    with double(predicting(lambda asked: (503 if next(number) else 200, {}, GOOD))) as url:
-        outcome = command(capsys, url, "m", "--seconds", "0.2", "--connections", "1")
-    assert outcome.code == 1
-    assert "requests was answered rightly" in outcome.err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--rate", "fast"], "--rate is 'fast'; give requests a second"),
-        (["--rate", "100,0"], "rate is 0; it must be more than 0"),
-        (["--seconds", "-1"], "seconds is -1"),
-        (["--connections", "0"], "connections is 0"),
-        (["--tolerance", "-1"], "tolerance is -1"),
-        (["--api-key-file", "none"], "Cannot read the key in 'none'"),
-        (["--rows", "none.jsonl"], "'none.jsonl' is neither a file nor a JSON value"),
-    ],
-)
-def test_a_mistake_is_named(capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:
-    outcome = command(capsys, "http://127.0.0.1:1", "m", *arguments)
-    outcome.refused(2, message)
-    command(capsys, "127.0.0.1:1", "m").refused(2, "is no URL of a server; it begins with http://")
-
-
-def test_a_plot_without_matplotlib_is_refused_before_the_load(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    outcome = command(capsys, "http://127.0.0.1:1", "m", "--plot", "a.svg")
-    outcome.refused(2, "This needs 'matplotlib', which is not installed. Run: pip install 'shipline[export]'")

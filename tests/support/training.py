@@ -84,6 +84,12 @@ class Mlp(sl.Module):
         return torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9)
 
 
+def digits_module(seed: int = 0, **options: Any) -> Mlp:
+    """The small network, with the weights of this seed."""
+    torch.manual_seed(seed)
+    return Mlp(**options)
+
+
 class Scripted(sl.Module):
     """Logs `scores[epoch]` as `name` in validation; it learns nothing."""
 

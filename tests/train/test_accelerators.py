@@ -1,20 +1,22 @@
-"""On what a run computes: this machine's own, and what other packages bring."""
+"""On what a run computes: this machine's own, and what other packages bring; and how batches get there."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import pytest
 import torch
 from accelerator_conformance import AcceleratorConformance
 from helpers import Install
-from training import Mlp, bare_trainer, new_trainer, train_loader
+from torch import Tensor
+from training import Mlp, Scripted, bare_trainer, new_trainer, numbers, train_loader
 
 import shipline as sl
 from shipline.errors import ConfigError, TrainingError, UnknownNameError
 from shipline.train.accelerators import Accelerator, CpuAccelerator, TorchAccelerator, pick_accelerator, pick_device
+from shipline.train.accelerators.devices import to_device
 
 
 class TestCpu(AcceleratorConformance):
@@ -82,6 +84,45 @@ def test_a_device_that_is_not_there() -> None:
     trainer = bare_trainer(max_epochs=0, accelerator=Three("three"), devices=[3])
     with pytest.raises(ConfigError, match=r"devices=\[3\], and this machine has 3 of 'three': choose from 0 to 2"):
         trainer.fit(Mlp(), train_loader(32))
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="this machine has an accelerator")
+@pytest.mark.parametrize("accelerator", ["gpu", "cuda", "mps"])
+def test_an_accelerator_that_is_not_there(accelerator: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=f"accelerator='{accelerator}', but this machine has cpu: choose one of"):
+        new_trainer(tmp_path / "runs", accelerator=accelerator, max_epochs=1).fit(Scripted(), numbers(1))
+    assert not (tmp_path / "runs").exists()
+    assert pick_device("auto") == torch.device("cpu")
+
+
+class Named(NamedTuple):
+    """A batch with names."""
+
+    x: Tensor
+    y: int
+
+
+class HasTo:
+    """A batch that knows how to move, such as those of tokenizers."""
+
+    device = torch.device("cpu")
+
+    def to(self, device: torch.device, **_options: Any) -> HasTo:
+        self.device = device
+        return self
+
+
+def test_batches_of_any_shape_are_moved() -> None:
+    x = torch.zeros(2)
+    batch: Any = {"a": [x, (x, "text")], "b": Named(x, 3), "c": HasTo(), "d": None}
+    moved = to_device(batch, torch.device("meta"))
+    assert moved["a"][0].is_meta
+    assert moved["a"][1][0].is_meta
+    assert moved["a"][1][1] == "text"
+    assert moved["b"].x.is_meta
+    assert (type(moved["b"]), moved["b"].y, moved["d"]) == (Named, 3, None)
+    assert moved["c"].device.type == "meta"
+    assert batch["a"][0] is x
 
 
 # ---- out of tree: what another package brings ------------------------------------------------------------------------

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import sys
 from collections import OrderedDict, UserDict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,19 +11,18 @@ import pytest
 import pytorch_lightning as lightning
 import torch
 import torchmetrics
+from beside_lightning import lightning_trainer as theirs
 from precision_conformance import PrecisionConformance
 from pytorch_lightning.plugins import MixedPrecision as LightningMixed
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
-from torch.utils.data import ConcatDataset, DataLoader
-from training import Mlp, bare_trainer, new_trainer, rows, same_weights, train_loader, val_loader
+from training import Mlp, bare_trainer, new_trainer, same_weights, train_loader, val_loader
 
 import shipline as sl
-from shipline.errors import ConfigError, MissingExtraError
+from shipline.errors import ConfigError
 from shipline.train.accelerators.devices import to_device
 from shipline.train.precision import MixedPrecision, Precision, TruePrecision
-from shipline.train.precision.fp8 import Fp8Precision
 
 CPU = torch.device("cpu")
 
@@ -81,35 +77,7 @@ class TestBf16Mixed(PrecisionConformance):
         return MixedPrecision("bf16-mixed", CPU)
 
 
-class Emulated(Fp8Precision):
-    """What a GPU would compute in float8."""
-
-    def convert_module(self, module: nn.Module) -> nn.Module:
-        return self.convert(module, emulate=True)
-
-
-class TestFp8(PrecisionConformance):
-    computes = torch.bfloat16
-    tolerance = 0.2
-
-    @pytest.fixture
-    def precision(self) -> Precision:
-        return Emulated("fp8", CPU)
-
-    def test_is_found_by_its_name(self, precision: Precision) -> None:
-        assert sl.Trainer(precision="fp8").precision == "fp8"
-
-
 # ---- as Lightning ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def quiet_lightning() -> Iterator[None]:
-    logger = logging.getLogger("pytorch_lightning")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    yield
-    logger.setLevel(level)
 
 
 def recording(base: Any) -> Any:
@@ -139,11 +107,6 @@ def recording(base: Any) -> Any:
 
     torch.manual_seed(0)
     return Recording()
-
-
-def theirs(**options: Any) -> Any:
-    quiet: dict[str, Any] = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    return lightning.Trainer(accelerator="cpu", enable_model_summary=False, **quiet, **options)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -181,100 +144,6 @@ def test_steps_on_infinite_gradients_are_left_out_as_in_lightning(quiet_lightnin
     assert own.state_dict() == plugin.state_dict()
     assert own.state_dict()["scale"] < 2.0**24
     assert ours.global_step == trainer.global_step == 16
-
-
-# ---- scaled gradients ------------------------------------------------------------------------------------------------
-
-
-class ByHand(Mlp):
-    """Clips and steps its optimizer itself."""
-
-    automatic_optimization = False
-
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        optimizer = self.optimizers()
-        optimizer.zero_grad()
-        loss = super().training_step(batch, batch_idx)
-        self.manual_backward(loss)
-        self.clip_gradients(optimizer, gradient_clip_val=0.1)
-        optimizer.step()
-        return loss
-
-
-class Automatic(Mlp):
-    """What ByHand does, by the Trainer."""
-
-
-@pytest.mark.parametrize("name", ["32-true", "16-mixed", "bf16-mixed", "16-true"])
-def test_manual_optimization_is_scaled_and_clipped_alike(name: str) -> None:
-    """Lightning clips the scaled gradients there, which is next to nothing left of them."""
-    modules = []
-    for cls, options in ((ByHand, {}), (Automatic, {"gradient_clip_val": 0.1})):
-        torch.manual_seed(0)
-        modules.append(cls())
-        bare_trainer(max_epochs=2, precision=name, **options).fit(modules[-1], train_loader(128, shuffle=False))
-    assert same_weights(*modules)
-
-
-def test_of_two_optimizers_one_that_overflows_leaves_the_other_its_scale() -> None:
-    one, other = (nn.Parameter(torch.zeros(1)) for _ in range(2))
-    optimizers = [torch.optim.SGD([parameter], lr=1.0) for parameter in (one, other)]
-    precision = MixedPrecision("16-mixed", CPU, torch.amp.GradScaler("cpu", init_scale=8.0))
-    precision.scale((one + 3 * other).sum()).backward()  # type: ignore[no-untyped-call]
-    assert other.grad == torch.tensor([24.0])
-    one.grad = torch.full((1,), torch.inf)
-    for optimizer in optimizers:
-        precision.optimizer_step(optimizer, lambda: None, lambda: None)
-    assert (one.item(), other.item()) == (0.0, -3.0)
-    assert precision.state_dict()["scale"] == 4.0
-
-
-def test_a_fused_optimizer_is_scaled_and_clipped_too() -> None:
-    """It would unscale its gradients itself, so that Lightning refuses to clip them."""
-
-    class Adam(Mlp):
-        def __init__(self, fused: bool) -> None:
-            super().__init__()
-            self.fused = fused
-
-        def configure_optimizers(self) -> Any:
-            return torch.optim.Adam(self.parameters(), lr=0.01, fused=self.fused)
-
-    modules = []
-    for fused in (True, False):
-        torch.manual_seed(0)
-        modules.append(Adam(fused))
-        trainer = bare_trainer(max_epochs=2, precision="16-mixed", gradient_clip_val=0.1)
-        trainer.fit(modules[-1], train_loader(128, shuffle=False))
-    for one, another in zip(modules[0].parameters(), modules[1].parameters(), strict=True):
-        torch.testing.assert_close(one, another, rtol=1e-4, atol=1e-6)
-
-
-def test_a_batch_without_a_loss_neither_steps_nor_moves_the_scale() -> None:
-    class Skips(Mlp):
-        def training_step(self, batch: Any, batch_idx: int) -> Any:
-            return None if batch_idx % 2 else super().training_step(batch, batch_idx)
-
-    torch.manual_seed(0)
-    module = Skips()
-    precision = MixedPrecision("16-mixed", CPU, torch.amp.GradScaler("cpu", growth_interval=3))
-    bare_trainer(max_epochs=1, plugins=precision).fit(module, train_loader(128, shuffle=False))
-    torch.manual_seed(0)
-    other = Mlp()
-    kept = ConcatDataset([rows(0, 32), rows(64, 96)])
-    bare_trainer(max_epochs=1, precision="16-mixed").fit(other, DataLoader(kept, 32))
-    assert same_weights(module, other)
-    assert precision.state_dict()["_growth_tracker"] == 2
-
-
-def test_an_optimizer_that_computes_gradients_often_cannot_be_scaled() -> None:
-    class Lbfgs(Mlp):
-        def configure_optimizers(self) -> Any:
-            return torch.optim.LBFGS(self.parameters())
-
-    with pytest.raises(ConfigError, match=r"precision='16-mixed' scales gradients once a step, and LBFGS"):
-        bare_trainer(max_steps=1, precision="16-mixed").fit(Lbfgs(), train_loader(32))
-    bare_trainer(max_steps=1, precision="bf16-mixed").fit(Lbfgs(), train_loader(32))
 
 
 # ---- what is converted -----------------------------------------------------------------------------------------------
@@ -373,47 +242,7 @@ def test_a_precision_made_for_another_device_is_refused() -> None:
         trainer.fit(Mlp(), train_loader(32))
 
 
-# ---- fp8 -------------------------------------------------------------------------------------------------------------
-
-
-def test_fp8_takes_the_layers_whose_sizes_the_hardware_can_do() -> None:
-    module = Mlp(hidden=48)
-    plain = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    Fp8Precision.convert(module, emulate=True)
-    assert [type(layer).__name__ for layer in module.layers] == ["Float8Linear", "ReLU", "Dropout", "Linear"]
-    image, digit = rows(0, 27).tensors  # rows that are no multiple of 16, either
-    want = F.cross_entropy(Mlp.forward(module, image), digit)
-    want.backward()  # type: ignore[no-untyped-call]
-    assert module.layers[0].weight.grad is not None
-    Fp8Precision("fp8", CPU).release(module.eval())
-    assert [type(layer).__name__ for layer in module.layers] == ["Linear", "ReLU", "Dropout", "Linear"]
-    assert not any(layer.training for layer in module.layers)
-    assert all(torch.equal(plain[name], tensor) for name, tensor in module.state_dict().items())
-    assert F.cross_entropy(module(image), digit).item() == pytest.approx(want.item(), rel=0.05)
-
-
-def test_fp8_needs_the_hardware_and_torchao(monkeypatch: pytest.MonkeyPatch) -> None:
-    if not _has_float8():
-        with pytest.raises(ConfigError, match=r"needs a GPU with compute capability 8\.9 or above; this is "):
-            sl.Trainer(precision="fp8", max_steps=1, logger=False, enable_checkpointing=False).fit(
-                Mlp(), train_loader(32)
-            )
-    monkeypatch.setitem(sys.modules, "torchao.float8", None)
-    with pytest.raises(MissingExtraError, match=r"needs torchao\. Run: pip install 'shipline\[quantize\]'"):
-        Fp8Precision.convert(Mlp())
-
-
-def _has_float8() -> bool:
-    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 9)
-
-
-@pytest.mark.skipif(not _has_float8(), reason="float8 needs a GPU with compute capability 8.9 or above")
-def test_fp8_trains_on_the_gpu() -> None:
-    module = Mlp()
-    trainer = bare_trainer(max_epochs=8, precision="fp8", accelerator="gpu")
-    run = trainer.fit(module, train_loader(1000), val_loader())
-    assert run.metrics["val_acc"] > 0.7
-    assert type(module.layers[0]) is nn.Linear
+# ---- on the GPU ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU of NVIDIA's or AMD's")

@@ -89,7 +89,7 @@ def test_conformance(found: list[dict[str, Any]], strategy: str, test: str) -> N
 
 @pytest.mark.parametrize("what", ["two by hand", "waits by hand", "branches"])
 def test_weights_are_those_of_one_worker(found: list[dict[str, Any]], what: str) -> None:
-    """Several backward passes in a step, gradients that wait, parameters that are not used: see ddp_worker.py."""
+    """Several backward passes in a step, gradients that wait, parameters that are not used: see ddp_gradients.py."""
     for worker in found:
         assert worker[what] < 1e-6
 

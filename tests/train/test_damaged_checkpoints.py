@@ -1,4 +1,7 @@
-"""Checkpoints that are damaged, forged, too new or not there: nothing but what was written comes back from one."""
+"""Checkpoints that are damaged, forged, too new or not there: nothing but what was written comes back from one.
+
+A run goes on from the one before.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from checkpoints import Thing, train
-from training import Mlp, Scripted, new_trainer, numbers, train_loader
+from training import Mlp, Scripted, new_trainer, numbers, same_weights, train_loader
 
+import shipline as sl
 from shipline.checkpoint import STATE, STATE_TENSORS, WEIGHTS
 from shipline.errors import IntegrityError, NotFoundError, SchemaError, TrainingError
 from shipline.store import open_store
@@ -107,3 +112,50 @@ def test_a_failed_save_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"state\.callbacks\.\S*Careless\.object is a Thing"):
         new_trainer(tmp_path, max_epochs=1, callbacks=Careless()).fit(Scripted(), numbers(1))
     assert open_store(str(tmp_path / "scripted" / "version_0" / "checkpoints")).list() == []
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone", "manifest", "pointer"])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    """It says so, deletes nothing, and the run still ends as it should."""
+
+    def fit(name: str, epochs: int, ckpt_path: str | None = None) -> Any:
+        torch.manual_seed(0)
+        module = Mlp()
+        keep = sl.ModelCheckpoint(save_top_k=-1)
+        run = new_trainer(tmp_path, name=name, max_epochs=epochs, callbacks=keep).fit(
+            module, train_loader(64), ckpt_path=ckpt_path
+        )
+        return module, run
+
+    _, run = fit("parts", 3)
+    [weights] = Path(run.last_url).rglob("weights.safetensors")
+    data = bytearray(weights.read_bytes())
+    if damage == "flipped":
+        data[-1] ^= 1
+        weights.write_bytes(data)
+    elif damage == "cut":
+        weights.write_bytes(data[:-7])
+    elif damage == "gone":
+        weights.unlink()
+    elif damage == "manifest":
+        (Path(run.last_url) / "manifest.json").write_text("{")
+    else:
+        (tmp_path / "parts" / "checkpoints.json").write_text("[]")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with caplog.at_level("WARNING", logger="shipline"):
+        module, _ = fit("parts", 4, "last")
+    assert "Going on from the one before: " in caplog.text
+    newest = "epoch=2-step=6" if damage == "pointer" else "epoch=1-step=4"
+    assert f"{newest}. Nothing was deleted." in caplog.text
+    assert same_weights(module, fit("whole", 4)[0])
+    assert {path for path in before if not path.exists()} == set()
+
+
+def test_where_every_checkpoint_is_damaged_the_first_reason_is_given(tmp_path: Path) -> None:
+    run = new_trainer(tmp_path, max_epochs=1).fit(Mlp(), train_loader(32))
+    for weights in Path(str(run.url)).rglob("weights.safetensors"):
+        weights.write_bytes(b"")
+    with pytest.raises(IntegrityError, match=r"weights\.safetensors has 0 bytes"):
+        new_trainer(tmp_path, max_epochs=2).fit(Mlp(), train_loader(32), ckpt_path="last")

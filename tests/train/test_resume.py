@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-import os
-import random
-import signal
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
-from torch.utils.data import DataLoader, Dataset, RandomSampler
+from resuming import Augmented, Everything
+from torch.utils.data import DataLoader, RandomSampler
 from training import (
     Mlp,
     Scripted,
@@ -31,43 +26,6 @@ import shipline as sl
 from shipline.checkpoint import open_checkpoint
 from shipline.errors import ConfigError, IntegrityError, NotFoundError
 from shipline.store import open_store
-
-
-class Augmented(Dataset[Any]):
-    """Rows with noise from each of the three generators."""
-
-    def __init__(self, count: int) -> None:
-        self.rows = rows(0, count)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> Any:
-        image, digit = self.rows[index]
-        return image + 0.1 * random.random() + 0.1 * np.random.rand() + 0.1 * torch.rand(1), digit
-
-
-class Everything(Mlp):
-    """Dropout, batch norm, momentum, a scheduler by steps and one by epochs: all that a run has in its state."""
-
-    def __init__(self) -> None:
-        super().__init__(hidden=16, dropout=0.4)
-        self.norm = nn.BatchNorm1d(64)
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return super().forward(self.norm(image))
-
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        loss = super().training_step(batch, batch_idx)
-        self.log("rate", self.trainer.optimizer.param_groups[0]["lr"])
-        self.log("train_epoch", loss, on_step=False, on_epoch=True)
-        return loss
-
-    def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(self.parameters(), lr=0.01)
-        cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 50)
-        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.7, patience=0)
-        return [optimizer], [{"scheduler": cosine, "interval": "step"}, {"scheduler": plateau, "monitor": "val_loss"}]
 
 
 def fit(
@@ -271,119 +229,6 @@ def test_another_module_is_named(tmp_path: Path) -> None:
     first = new_trainer(tmp_path, max_epochs=1).fit(Mlp(), train_loader(32))
     with pytest.raises(IntegrityError, match=r"(?s)do not fit Scripted: .*Missing key.*weight"):
         new_trainer(tmp_path, max_epochs=2).fit(Scripted(), numbers(1), ckpt_path=first.last_url)
-
-
-# ---- Ctrl-C and SIGTERM ----------------------------------------------------------------------------------------------
-
-
-def interrupting(hook: str, at: int, number: int) -> sl.Callback:
-    """A callback that sends its own process a signal when the hook is called for the n-th time."""
-    calls = itertools.count()
-
-    def act(*_arguments: Any) -> None:
-        if next(calls) == at:
-            os.kill(os.getpid(), number)
-
-    return on_hook(hook, act)
-
-
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-@pytest.mark.parametrize(
-    ("hook", "at"),
-    [
-        ("on_train_batch_start", 0), ("on_after_backward", 2), ("on_train_batch_end", 3),
-        ("on_validation_batch_end", 3), ("on_validation_epoch_end", 1), ("on_train_epoch_end", 0),
-        ("on_before_optimizer_step", 2),
-    ],
-)  # fmt: skip
-def test_a_run_that_is_told_to_end_saves_where_it_stands(
-    tmp_path: Path, hook: str, at: int, number: int, code: int
-) -> None:
-    """In the middle of an accumulation, of a validation, of an epoch; and goes on as if nothing had happened."""
-
-    def fit(name: str, ckpt_path: str | None = None, more: sl.Callback | None = None) -> Any:
-        sl.seed_everything(0 if ckpt_path is None else 99)
-        module = Everything()
-        trainer = new_trainer(
-            tmp_path, name=name, max_epochs=2, accumulate_grad_batches=3, log_every_n_steps=1, val_check_interval=2,
-            callbacks=[more] if more is not None else None,
-        )  # fmt: skip
-        run = trainer.fit(module, DataLoader(Augmented(128), 32, shuffle=True), val_loader(64), ckpt_path=ckpt_path)
-        return module, metric_rows(str(run.url)), run.metrics
-
-    handlers = [signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)]
-    with pytest.raises(SystemExit) as ended:
-        fit("parts", more=interrupting(hook, at, number))
-    assert ended.value.code == code
-    assert [signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)] == handlers
-    module, rows_, metrics = fit("parts", "last")
-    whole, whole_rows, whole_metrics = fit("whole")
-    assert same_weights(module, whole)
-    assert (rows_, metrics) == (whole_rows, whole_metrics)
-
-
-def test_a_second_signal_ends_the_process_at_once(tmp_path: Path) -> None:
-    """Who cannot wait for the checkpoint need not."""
-
-    def twice(*_arguments: Any) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-
-    trainer = new_trainer(tmp_path, max_epochs=1, callbacks=[on_hook("on_train_batch_start", twice)])
-    with pytest.raises(SystemExit):
-        trainer.fit(Mlp(), train_loader(64))
-    assert (trainer.global_step, trainer.interrupted) == (0, True)
-    assert open_store(str(tmp_path / "mlp" / "version_0")).list("checkpoints") == []
-
-
-# ---- a damaged checkpoint --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("damage", ["flipped", "cut", "gone", "manifest", "pointer"])
-def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
-) -> None:
-    """It says so, deletes nothing, and the run still ends as it should."""
-
-    def fit(name: str, epochs: int, ckpt_path: str | None = None) -> Any:
-        torch.manual_seed(0)
-        module = Mlp()
-        keep = sl.ModelCheckpoint(save_top_k=-1)
-        run = new_trainer(tmp_path, name=name, max_epochs=epochs, callbacks=keep).fit(
-            module, train_loader(64), ckpt_path=ckpt_path
-        )
-        return module, run
-
-    _, run = fit("parts", 3)
-    [weights] = Path(run.last_url).rglob("weights.safetensors")
-    data = bytearray(weights.read_bytes())
-    if damage == "flipped":
-        data[-1] ^= 1
-        weights.write_bytes(data)
-    elif damage == "cut":
-        weights.write_bytes(data[:-7])
-    elif damage == "gone":
-        weights.unlink()
-    elif damage == "manifest":
-        (Path(run.last_url) / "manifest.json").write_text("{")
-    else:
-        (tmp_path / "parts" / "checkpoints.json").write_text("[]")
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with caplog.at_level("WARNING", logger="shipline"):
-        module, _ = fit("parts", 4, "last")
-    assert "Going on from the one before: " in caplog.text
-    newest = "epoch=2-step=6" if damage == "pointer" else "epoch=1-step=4"
-    assert f"{newest}. Nothing was deleted." in caplog.text
-    assert same_weights(module, fit("whole", 4)[0])
-    assert {path for path in before if not path.exists()} == set()
-
-
-def test_where_every_checkpoint_is_damaged_the_first_reason_is_given(tmp_path: Path) -> None:
-    run = new_trainer(tmp_path, max_epochs=1).fit(Mlp(), train_loader(32))
-    for weights in Path(str(run.url)).rglob("weights.safetensors"):
-        weights.write_bytes(b"")
-    with pytest.raises(IntegrityError, match=r"weights\.safetensors has 0 bytes"):
-        new_trainer(tmp_path, max_epochs=2).fit(Mlp(), train_loader(32), ckpt_path="last")
 
 
 def test_auto_begins_where_there_is_no_checkpoint_yet(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

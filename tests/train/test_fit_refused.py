@@ -101,6 +101,3 @@ class Data(DataModule):
 def test_data_that_is_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         bare_trainer(max_epochs=1).fit(Scripted(), **arguments)
-
-
-# ---- modes, devices, attachment --------------------------------------------------------------------------------------

@@ -181,7 +181,7 @@ class Net(Mlp):
 
 
 class Seen(sl.Callback):
-    """Writes down which rows each worker was given: epoch, step in it, attempt, number of workers, rows."""
+    """Writes down the rows that each worker was given: epoch, step in it, batch in that, attempt, workers, rows."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -189,8 +189,8 @@ class Seen(sl.Callback):
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         from shipline.train.launch import worker
 
-        step = -(-trainer.progress.batches // trainer.accumulate_grad_batches)
-        about = [trainer.current_epoch, step, len(worker._attempt.history), trainer.world_size]
+        step, part = divmod(trainer.progress.batches - 1, trainer.accumulate_grad_batches)
+        about = [trainer.current_epoch, step, part, len(worker._attempt.history), trainer.world_size]
         with (self.path / f"rows-{trainer.global_rank}").open("a") as file:
             file.write(" ".join(map(str, [*about, *batch[2].tolist()])) + "\n")
 

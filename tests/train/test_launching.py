@@ -103,7 +103,8 @@ def twice(step: Slurm) -> dict[str, Any]:
     asked = step.asked.read_text()
     second = step.run(1)
     assert [code for code, _, _ in second] == [0, 0], second
-    return {"first": first, "asked": asked, "second": second, "found": found_in(step.directory)}
+    left = [json.loads((step.directory / f"{rank}.left").read_text()) for rank in range(2)]
+    return {"first": first, "asked": asked, "second": second, "found": found_in(step.directory), "left": left}
 
 
 def plain_weights(script: Any) -> list[torch.Tensor]:
@@ -158,6 +159,11 @@ def test_what_workers_exchange(torchrun: list[dict[str, Any]]) -> None:
             "worker 1: give tensors of one form, or pad them (all_gather has pad=...)."
         )
         assert many.startswith("reduce was given a tensor of shape (1,)")
+
+
+def test_nothing_of_the_group_is_left_when_a_worker_ends(slurm: dict[str, Any]) -> None:
+    """A thread of it that lives on may need the interpreter when that is gone, and ends the process with SIGABRT."""
+    assert slurm["left"] == [[], []]
 
 
 def test_a_job_goes_back_to_its_queue_and_on_from_there(slurm: dict[str, Any], torchrun: list[dict[str, Any]]) -> None:

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # imported later, its defaults would hold the group for ever
 from torch._C._distributed_c10d import PrefixStore, Store
 
 from shipline.errors import TrainingError

@@ -7,6 +7,7 @@ Prints as JSON what this worker saw.
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import signal
@@ -103,7 +104,15 @@ def ask(trainer: sl.Trainer) -> None:
         os.kill(os.getpid(), signal.SIGUSR1)
 
 
+def note_threads() -> None:
+    """What this process still has of the group's when it has left it: Linux calls threads by name."""
+    names = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    left = sorted(name for name in names if "gloo" in name)
+    Path(f"{sys.argv[1]}/{os.environ.get('SLURM_PROCID', 'other')}.left").write_text(json.dumps(left))
+
+
 if __name__ == "__main__":
+    atexit.register(note_threads)  # the first is called last
     torch.set_num_threads(1)
     result = main(sys.argv[1])
     Path(f"{sys.argv[1]}/{result['place'][0]}.json").write_text(json.dumps(result))

@@ -25,7 +25,9 @@ class OnnxBackend(Backend):
     def load(cls, model: bytes, settings: ServingSettings) -> Self:
         """Return a session for the graph; it needs no other file."""
         providers = ["CPUExecutionProvider"]
-        return cls(onnxruntime.InferenceSession(model, session_options(settings), providers=providers))
+        session = onnxruntime.InferenceSession(model, session_options(settings), providers=providers)
+        session._model_bytes = None  # noqa: SLF001 -- kept for a fallback to other providers: as much memory again
+        return cls(session)
 
     def run(self, inputs: Arrays) -> Arrays:
         """Return the outputs by name; text as Python's."""

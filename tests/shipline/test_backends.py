@@ -25,7 +25,7 @@ from shipline.backends.base import Backend
 from shipline.backends.exported import ExportedBackend
 from shipline.backends.onnx import OnnxBackend
 from shipline.backends.onnx_gpu import BoundOnnxBackend, CudaBackend, TensorRtBackend, batch_profile
-from shipline.backends.openvino import OpenVinoBackend
+from shipline.backends.openvino import OpenVinoBackend, some_rows
 from shipline.backends.torchscript import TorchScriptBackend
 from shipline.errors import ConfigError, InputError, SignatureError, UnknownNameError
 
@@ -184,10 +184,31 @@ POISON_INPUTS = {
 }
 
 
+def test_openvino_computes_batches_of_few_sizes() -> None:
+    """Each size costs memory that it never gives back."""
+    sizes = [some_rows(rows) for rows in range(1, 33)]
+    assert sorted(set(sizes)) == [1, 2, 3, 4, 6, 8, 12, 16, 24, 32]
+    assert all(rows <= size <= 1.5 * rows for rows, size in enumerate(sizes, 1))
+    graph = artifacts.total()
+    backend = OpenVinoBackend.load(graph.model, ServingSettings())
+    for rows in range(1, 14):
+        inputs = {"x": np.random.default_rng(rows).standard_normal((rows, 5)).astype(np.float32)}
+        check_equal(backend.run(inputs), graph.function(inputs))
+
+
 def test_the_built_in_backend_is_found_by_its_name() -> None:
     assert plugins.load("backend", "onnxruntime") is OnnxBackend
     with pytest.raises(UnknownNameError, match=r"Unknown backend 'onnxruntim'\. Did you mean 'onnxruntime'\?"):
         plugins.load("backend", "onnxruntim")
+
+
+def test_a_graph_is_kept_in_memory_once() -> None:
+    """onnxruntime would keep the bytes of the file, too, which it has made its own weights of."""
+    model = artifacts.linear().model
+    before = sys.getrefcount(model)
+    backend = OnnxBackend.load(model, ServingSettings())
+    assert sys.getrefcount(model) == before
+    backend.close()
 
 
 def test_a_row_of_a_dynamic_size_is_taken_as_it_is() -> None:

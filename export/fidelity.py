@@ -8,14 +8,17 @@ import torch
 from torch.utils import _pytree as pytree
 
 FIDELITY = "fidelity"
+#: By so many steps of its dtype a number may differ that is computed in another order.
+ROUNDING = 16
 
 
 class Fidelity:
     """The coefficient of determination (R²) of a graph's answers for the module's own; 1 is the same, higher is better.
 
     For each output of numbers b[row, element] and the graph's a: 1 - Σ (a - b)² / Σ (b - mean over rows of b)², both
-    sums over all rows and elements, in float64. An output that is the same for all rows counts 1 where a is b, else 0;
-    one of whole numbers or truth values counts the share of elements that are equal. Several outputs: their mean.
+    sums over all rows and elements, in float64. An output that is the same for all rows counts 1 where a is b, else 0,
+    both but for rounding; one of whole numbers or truth values counts the share of elements that are equal. Several
+    outputs: their mean.
     """
 
     def __init__(self) -> None:
@@ -41,7 +44,8 @@ class _Output:
         self._shift = first[:1].double()  # the variance of large numbers that hardly differ would drown
         self._rows = self._wrong = self._elements = 0.0
         self._sum = torch.zeros_like(self._shift)
-        self._squares = self._errors = 0.0
+        self._squares = self._errors = self._size = 0.0
+        self._step = 0.0 if self._counted else ROUNDING * torch.finfo(first.dtype).eps
 
     def add(self, found: torch.Tensor, own: torch.Tensor) -> None:
         self._elements += own.numel()
@@ -50,12 +54,14 @@ class _Output:
         self._rows += len(own)
         self._sum += moved.sum(dim=0, keepdim=True)
         self._squares += float((moved**2).sum())
+        self._size += float((own.double() ** 2).sum())
         self._errors += float(((found.double() - own.double()) ** 2).sum())
 
     def value(self) -> float:
         if self._counted:
             return 1 - self._wrong / self._elements
         spread = self._squares - float((self._sum**2).sum()) / self._rows
-        if spread <= 0:
-            return float(self._errors == 0)
+        rounding = self._step**2 * self._size
+        if spread <= rounding:
+            return float(self._errors <= rounding)
         return 1 - self._errors / spread

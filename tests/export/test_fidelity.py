@@ -33,3 +33,15 @@ def test_fidelity_of_other_outputs() -> None:
     off = Fidelity()
     off.add(constant * 2, constant)
     assert off.value() == 0.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_an_output_that_differs_by_rounding_alone_is_the_same_for_all_rows(dtype: torch.dtype, size: float) -> None:
+    """As a temperature does that a module gives with each row, or a sum of probabilities."""
+    same = torch.full((300, 2), size, dtype=dtype)
+    noise = torch.randn(300, 2, generator=torch.Generator().manual_seed(0)).to(dtype) * torch.finfo(dtype).eps
+    for found, own, value in [(same * (1 + noise), same, 1), (same, same * (1 + noise), 1), (same * 1.1, same, 0)]:
+        fidelity = Fidelity()
+        fidelity.add(found, own)
+        assert fidelity.value() == value

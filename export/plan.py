@@ -15,10 +15,14 @@ from shipline.plugins import load
 FLOAT32, BFLOAT16 = "float32", "bfloat16"
 
 # The largest allowed difference from the trained module, in parts of the largest value that an output takes.
-TOLERANCE = {FLOAT32: 1e-4, BFLOAT16: 2e-2}
+TOLERANCE = {FLOAT32: 1e-4, BFLOAT16: 1e-1}
 
 # A row alone and among others: sums are taken in another order, which shows in the last digits of what holds them.
 INVARIANCE = {FLOAT32: 1e-4, BFLOAT16: 1e-2, "float16": 1e-2}
+
+# So near is about 0.4 % of fidelity, as R2. Of MiniLM's 48 products 3 stay float with alpha 0.85, with 0.5 4.
+_MIXED: dict[str, dict[str, Any]] = {"mixed-int8": {"near": 0.06}}
+_SMOOTH: dict[str, dict[str, Any]] = {"smooth-quant": {"alpha": 0.85}, **_MIXED}
 
 #: Precision -> the passes it stands for, by name, with their settings.
 PRECISIONS: dict[str, dict[str, dict[str, Any]]] = {
@@ -28,8 +32,10 @@ PRECISIONS: dict[str, dict[str, dict[str, Any]]] = {
     "int8": {"static-int8": {}},
     "int8-portable": {"static-int8": {"reduce_range": True}},
     "int8-tensor": {"static-int8": {"per_channel": False}},
-    "int8-mixed": {"mixed-int8": {}},
-    "int8-smooth": {"smooth-quant": {}, "mixed-int8": {"near": 0.06}},  # about 0.4 % of fidelity, as R2
+    "int8-mixed": _MIXED,
+    "int8-mixed-bfloat16": _MIXED,
+    "int8-smooth": _SMOOTH,
+    "int8-smooth-bfloat16": _SMOOTH,
     "int8-dynamic": {"dynamic-int8": {}},
     "int8-weights": {"weights-int8": {}},
     "int4-weights": {"weights-int4": {}},
@@ -41,6 +47,7 @@ SUMMING = ("static-int8", "mixed-int8", "dynamic-int8")
 # What a search tries on each backend, where that is installed. Not torch-export: it runs operator by operator, as the
 # trained module does, and is there for those who want that. Nor weights in 8 bits on OpenVINO: 2026.4 computes
 # convolutions with them wrongly, now and then.
+_MIXTURES = ("int8-mixed", "int8-mixed-bfloat16", "int8-smooth", "int8-smooth-bfloat16")
 SEARCHED = {
     "onnxruntime": (
         FLOAT32,
@@ -54,7 +61,7 @@ SEARCHED = {
         "int4-weights",
         "float16",
     ),
-    "openvino": (FLOAT32, BFLOAT16, "int8", "int8-portable", "int8-mixed", "int8-smooth"),
+    "openvino": (FLOAT32, BFLOAT16, "int8", "int8-portable", *_MIXTURES),
     "torchscript": (FLOAT32,),
     "aotinductor": (FLOAT32, BFLOAT16),
 }
@@ -88,7 +95,7 @@ class Plan:
     @property
     def compute(self) -> Literal["float32", "bfloat16"]:
         """What the backend is told to compute in."""
-        return "bfloat16" if self.precision == BFLOAT16 else "float32"
+        return "bfloat16" if in_bfloat16(self.precision) else "float32"
 
     @property
     def tolerance(self) -> float:
@@ -110,6 +117,11 @@ class Plan:
 
 
 BASELINE = Plan(FLOAT32, "onnxruntime")
+
+
+def in_bfloat16(precision: str) -> bool:
+    """Whether what is not rounded further is computed in bfloat16."""
+    return precision.endswith(BFLOAT16)
 
 
 def plan(precision: str, backend: str, passes: Sequence[Pass] = (), target: Target | None = None) -> Plan:
@@ -148,7 +160,7 @@ def searched(
     if target.cuts_sums:  # then int8 is portable already
         pairs = [each for each in pairs if each[0] != "int8-portable"]
     if not target.bfloat16:  # OpenVINO computes in float32 then, and torch in bfloat16, many times slower
-        pairs = [each for each in pairs if each[0] != BFLOAT16]
+        pairs = [each for each in pairs if not in_bfloat16(each[0])]
     if target.instructions is not None:  # a library has those of the machine that made it
         pairs = [each for each in pairs if each[1] != "aotinductor"]
     plans = [plan(precision, name, start, target) for precision, name in pairs]

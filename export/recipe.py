@@ -9,7 +9,7 @@ from typing import Literal
 
 from shipline.errors import ConfigError, unknown_name
 from shipline.export.passes.base import GraphPass, ModulePass, Pass
-from shipline.export.plan import BASELINE, BFLOAT16, FLOAT32, PRECISIONS, Plan, plan
+from shipline.export.plan import BASELINE, BFLOAT16, FLOAT32, PRECISIONS, Plan, in_bfloat16, plan
 from shipline.export.target import Target
 from shipline.plugins import known, load
 
@@ -18,7 +18,8 @@ AUTO = "auto"
 #: Those of `plan.PRECISIONS`, and "auto".
 Precision = Literal[
     "float32", "bfloat16", "float16",
-    "int8", "int8-portable", "int8-tensor", "int8-mixed", "int8-smooth", "int8-dynamic", "int8-weights", "int4-weights",
+    "int8", "int8-portable", "int8-tensor", "int8-mixed", "int8-mixed-bfloat16", "int8-smooth", "int8-smooth-bfloat16",
+    "int8-dynamic", "int8-weights", "int4-weights",
     "auto",
 ]  # fmt: skip
 Objective = Literal["speed", "latency", "throughput", "size"]
@@ -37,8 +38,9 @@ class Recipe:
             weights and activations, scales measured on training rows; "int8-portable": the same for older processors
             than this one; "int8-tensor": as int8, with one scale for a whole weight, not one for each channel;
             "int8-mixed": products alone, without those that suffer most; "int8-smooth": the same, after
-            `SmoothQuant`; "int8-dynamic"; "int8-weights"; "int4-weights"; or "auto": measure them all and publish the
-            best that keeps the promise.
+            `SmoothQuant`; "int8-mixed-bfloat16" and "int8-smooth-bfloat16": what is not rounded is computed in bfloat16
+            (OpenVINO); "int8-dynamic"; "int8-weights"; "int4-weights"; or "auto": measure them all and publish the best
+            that keeps the promise.
         backend: "onnxruntime", "openvino", "torchscript", "torch-export" or "aotinductor"; default: onnxruntime, and
             for "auto" each that is installed and whose files are no code.
         prune: share of the channels to take out of the module, of those that can go, before anything else; it is
@@ -166,10 +168,11 @@ def _check_way(recipe: Recipe) -> None:
         raise ConfigError(f"Recipe has precision={recipe.precision!r}; choose one of {', '.join(names)}.")
     if recipe.backend is not None and recipe.backend not in (backends := known("backend")):
         raise unknown_name("backend", recipe.backend, backends)
-    if recipe.precision == BFLOAT16 and recipe.backend in (None, "onnxruntime"):
+    if in_bfloat16(recipe.precision) and recipe.backend in (None, "onnxruntime"):
+        others = "'openvino', or 'aotinductor'" if recipe.precision == BFLOAT16 else "'openvino'"
         raise ConfigError(
-            f"Recipe has precision='bfloat16' and backend={recipe.backend!r}: onnxruntime has no bfloat16 on a CPU. "
-            "Set backend='openvino', or 'aotinductor'."
+            f"Recipe has precision={recipe.precision!r} and backend={recipe.backend!r}: onnxruntime has no bfloat16 on "
+            f"a CPU. Set backend={others}."
         )
     _check_passes(recipe)
     _check_prune(recipe)
@@ -230,10 +233,10 @@ def _check_target(recipe: Recipe) -> None:
     target = recipe.machine
     if target.instructions is None:
         return
-    if recipe.precision == BFLOAT16 and not target.bfloat16:
+    if in_bfloat16(recipe.precision) and not target.bfloat16:
         raise ConfigError(
-            f"Recipe has precision='bfloat16' and target={recipe.target!r}: that processor, or this one, where it "
-            "would be measured, has no instructions for it."
+            f"Recipe has precision={recipe.precision!r} and target={recipe.target!r}: that processor, or this one, "
+            "where it would be measured, has no instructions for it."
         )
     if recipe.backend == "aotinductor":
         raise ConfigError(

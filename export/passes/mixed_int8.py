@@ -6,13 +6,17 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import onnx
+
 from shipline.backends.base import Arrays
 from shipline.errors import ConfigError
 from shipline.export.passes.base import Material
 from shipline.export.passes.sensitivity import Sweep
 from shipline.export.passes.static_int8 import StaticInt8
+from shipline.export.passes.weights_int8 import shrink
 
 SWEPT_ROWS, COMPARED_ROWS = 8, 64
+LARGE_TABLE = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +25,8 @@ class MixedInt8(StaticInt8):
 
     All are ranked by what the answers lose where each is rounded alone. Then a bisection looks for the fewest, the most
     sensitive first, that have to stay float for the answers to calibration rows to be near enough. Everything else of
-    the graph stays float, which is what transformers need.
+    the graph stays float, which is what transformers need; large tables of embeddings become int8, too, with a scale
+    for each row, which costs little.
 
     Args:
         near: how near: the length of the difference of outputs, in parts of the outputs' length.
@@ -43,6 +48,12 @@ class MixedInt8(StaticInt8):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
                 raise ConfigError(f"MixedInt8 has {name}={value!r}; set a number above 0, up to 1.")
+
+    def apply(self, model: bytes, material: Material) -> bytes:
+        """Return the quantised graph; GateError where it cannot be."""
+        graph = onnx.load_from_string(super().apply(model, material))
+        shrink(graph.graph, LARGE_TABLE, ("Gather",))
+        return bytes(graph.SerializeToString())
 
     def _write(self, prepared: str, small: str, rows: Arrays, material: Material) -> None:
         """Write the quantised graph: scales are measured once, and the sweep's graph stands in for all trials."""

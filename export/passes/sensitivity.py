@@ -10,6 +10,10 @@ import onnxruntime
 from onnx import helper
 
 from shipline.backends.base import Arrays
+from shipline.export.rows import in_batches
+
+#: Rows that go through at once: a network twice takes the memory of twice as many.
+BATCH = 8
 
 _FROM, _TO = "QuantizeLinear", "DequantizeLinear"
 
@@ -51,8 +55,8 @@ class Sweep:
     def _run(self, rounded: Collection[str], count: int | None) -> list[np.ndarray]:
         rows = {name: array[:count] for name, array in self._rows.items()}
         flags = {_flag(name): np.array(name in rounded) for name in self.nodes}
-        found: list[np.ndarray] = self._session.run(self._outputs, {**rows, **flags})
-        return [output.astype(np.float64) for output in found]
+        parts = [self._session.run(self._outputs, {**batch, **flags}) for batch in in_batches(rows, BATCH)]
+        return [np.concatenate(outputs).astype(np.float64) for outputs in zip(*parts, strict=True)]
 
 
 def _twins(

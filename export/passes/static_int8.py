@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -18,6 +19,7 @@ from shipline.export.rows import in_batches
 
 CALIBRATION_BATCH = 8  # a graph that is measured keeps much more in memory than one that answers
 
+_PAIR = ("QuantizeLinear", "DequantizeLinear")
 _METHODS = {
     "minmax": CalibrationMethod.MinMax,
     "entropy": CalibrationMethod.Entropy,
@@ -126,7 +128,28 @@ def _float_outputs(data: bytes, plain: bytes) -> bytes:
     used = {name for node in nodes for name in node.input}
     for unused in [item for item in model.graph.initializer if item.name not in used]:
         model.graph.initializer.remove(unused)
+    _shorten(model.graph)
     return bytes(model.SerializeToString())
+
+
+def _shorten(graph: onnx.GraphProto) -> None:
+    """Give what the quantiser has added short names: of a small network its own are a twentieth of the file."""
+    if any(attribute.HasField("g") for node in graph.node for attribute in node.attribute):
+        return  # a branch may take any of them
+    pairs = [node for node in graph.node if node.op_type in _PAIR]
+    others = {name for node in graph.node if node.op_type not in _PAIR for name in node.output}
+    others |= {value.name for value in (*graph.input, *graph.output)}
+    added = dict.fromkeys(name for node in pairs for name in (*node.input, *node.output) if name not in others)
+    taken = others | {tensor.name for tensor in graph.initializer}
+    short = dict(zip(added, (name for i in itertools.count() if (name := f"q{i}") not in taken), strict=False))
+    for node in graph.node:
+        for field in (node.input, node.output):
+            field[:] = [short.get(name, name) for name in field]
+    for node in pairs:
+        node.name = ""
+    for tensor in graph.initializer:
+        tensor.name = short.get(tensor.name, tensor.name)
+    graph.ClearField("value_info")
 
 
 def _made_by(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:

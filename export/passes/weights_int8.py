@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,6 +17,7 @@ from shipline.export.passes.base import GraphPass, Material, refused
 from shipline.export.passes.uses import used
 
 _AXES = {"MatMul": 1, "Conv": 0}  # along which an operator's weights have their channels
+_OPERATORS = (*_AXES, "Gemm", "Gather")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,7 @@ class WeightsInt8(GraphPass):
         """Return the graph with small weights; GateError where it has none that could be."""
         try:
             graph = onnx.load_from_string(model)
-            count = _shrink(graph.graph, self.least)
+            count = shrink(graph.graph, self.least)
         except Exception as error:  # whatever a user's graph holds
             raise refused(self.precision, error) from error
         if not count:
@@ -50,8 +52,8 @@ class WeightsInt8(GraphPass):
         return bytes(graph.SerializeToString())
 
 
-def _shrink(graph: onnx.GraphProto, least: int) -> int:
-    """Put int8 in the place of every large weight that the main graph uses once; return how many there were."""
+def shrink(graph: onnx.GraphProto, least: int, op_types: Collection[str] = _OPERATORS) -> int:
+    """Put int8 in the place of every large weight that the main graph uses once, in such a node; return how many."""
     uses = Counter([*used(graph), *(value.name for value in graph.output)])
     weights = {
         tensor.name: tensor
@@ -61,7 +63,7 @@ def _shrink(graph: onnx.GraphProto, least: int) -> int:
     nodes, small = list[onnx.NodeProto](), dict[str, list[onnx.TensorProto]]()
     for node in graph.node:
         place = next((i for i, name in enumerate(node.input) if name in weights), -1)
-        axis = None if place < 0 else _channels(node, place, weights[node.input[place]])
+        axis = None if place < 0 or node.op_type not in op_types else _channels(node, place, weights[node.input[place]])
         if axis is None:
             nodes.append(node)
             continue

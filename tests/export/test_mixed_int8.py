@@ -110,3 +110,29 @@ def test_the_report_shows_the_sweep(trained: Run, tmp_path: Path) -> None:
     assert {each["op_type"] for each in found} <= {"Gemm", "MatMul"}
     page = artifact.read("report.html").decode()
     assert all(each["node"] in page for each in found)
+
+
+class Table(nn.Module):
+    """Rows of a large table, then a product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(0)
+            self.table, self.out = nn.Embedding(2048, 64), nn.Linear(64, 10)
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.out(torch.tanh(self.table(words).mean(1)))
+        return found
+
+
+def test_large_tables_of_embeddings_are_small_too() -> None:
+    module, words = Table(), torch.arange(128 * 16).reshape(128, 16)
+    rows = record(module, {"words": words})
+    signature = signature_of(module, rows)
+    plain = to_onnx(module, rows, signature)
+    made = MixedInt8().apply(plain, Material(signature, lambda: rows.inputs))
+    assert len(made) < 0.3 * len(plain)
+    assert error(made, plain, {"words": words.flip(0).numpy()}) < 0.02
+    table = {tensor.name: tensor for tensor in onnx.load_from_string(made).graph.initializer}
+    assert max(table.values(), key=lambda tensor: tensor.ByteSize()).data_type == onnx.TensorProto.INT8

@@ -40,6 +40,7 @@ from shipline.export.recipe import AUTO, Precision
         ({"objective": "fastest"}, "objective='fastest'; choose one of speed, latency, throughput, size"),
         ({"precision": "bfloat16"}, "onnxruntime has no bfloat16 on a CPU. Set backend='openvino', or 'aotinductor'"),
         ({"precision": "bfloat16", "backend": "onnxruntime"}, "Set backend='openvino'"),
+        ({"precision": "int8-mixed-bfloat16"}, "onnxruntime has no bfloat16 on a CPU. Set backend='openvino'."),
         ({"precision": "auto", "passes": (Float16(),)}, "give passes, or the name of a precision"),
         ({"precision": "int8", "passes": (Float16(),)}, "Recipe has passes of a graph and precision='int8'"),
         *(

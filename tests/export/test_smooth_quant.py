@@ -22,6 +22,7 @@ from torch import nn
 import shipline as sl
 from shipline.artifact import ServingSettings
 from shipline.errors import ConfigError, GateError
+from shipline.export import processor
 from shipline.export.convert.onnx import to_onnx
 from shipline.export.passes.base import GraphPass, Material
 from shipline.export.passes.smooth_quant import SmoothQuant
@@ -176,6 +177,18 @@ def test_the_precision_is_smoothing_and_then_mixed_int8() -> None:
     assert [type(each).__name__ for each in found.passes] == ["SmoothQuant", "MixedInt8"]
     assert found.tolerance == 0.2
     assert {each.backend for each in searched(None) if each.precision == "int8-smooth"} == {"onnxruntime", "openvino"}
+
+
+@pytest.mark.parametrize("precision", ["int8-mixed", "int8-smooth"])
+def test_what_stays_float_may_be_computed_in_bfloat16(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processor, "computes_bfloat16", lambda: True)
+    [found] = [each for each in searched(None) if each.precision == f"{precision}-bfloat16"]
+    assert found.backend == "openvino"
+    assert found.serving(8).compute == "bfloat16"
+    assert found.passes == plan(precision, "openvino").passes
+    assert plan(precision, "openvino").serving(8).compute == "float32"
+    monkeypatch.setattr(processor, "computes_bfloat16", lambda: False)
+    assert f"{precision}-bfloat16" not in {each.precision for each in searched(None)}
 
 
 def test_it_is_published(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import onnx
 import onnx.numpy_helper
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from small_modules import record
 from torch import nn
 
@@ -182,3 +183,30 @@ def test_quantising_leaves_no_file(tmp_path: Any, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     quantised(Logits())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_it_adds_has_short_names_that_nothing_else_has() -> None:
+    """A module's own tensors may be called as short names are."""
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.q0, self.q1 = nn.Linear(64, 8), nn.Linear(8, 4)
+
+        def forward(self, q2: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"q3": self.q1(torch.tanh(self.q0(q2)))}
+
+    scans = torch.tensor(load_digits().data[:64] / 16, dtype=torch.float32)
+    rows = record(Named(), {"q2": scans})
+    signature = signature_of(Named(), rows)
+    plain = to_onnx(Named(), rows, signature)
+    made = onnx.load_from_string(StaticInt8().apply(plain, Material(signature, lambda: rows.inputs)))
+    onnx.checker.check_model(made, full_check=True)
+    names = [*(tensor.name for tensor in made.graph.initializer), *(n for node in made.graph.node for n in node.output)]
+    assert len(names) == len(set(names))
+    assert [value.name for value in (*made.graph.input, *made.graph.output)] == ["q2", "q3"]
+    assert not [name for name in names if "Quantize" in name]
+    outputs = [Runtime(each, ServingSettings()).run({"q2": scans.numpy()})[0] for each in
+               (plain, made.SerializeToString())]  # fmt: skip
+    assert np.abs(outputs[0] - outputs[1]).max() < 0.05 * np.abs(outputs[0]).max()

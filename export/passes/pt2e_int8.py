@@ -9,9 +9,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import nn
+from torch.export import Dim
 
 from shipline.backends.base import Arrays
 from shipline.errors import GateError
+from shipline.export.convert.tensors import free_dimensions
 from shipline.export.latency import batch_of
 from shipline.export.passes.base import Material, ModulePass, quiet
 from shipline.export.processor import cuts_sums
@@ -58,7 +60,7 @@ class Pt2eInt8(ModulePass):
         try:
             with quiet(), torch.no_grad():
                 rounded = copy.deepcopy(module).eval()
-                program = self._rounded(rounded, inputs)
+                program = self._rounded(rounded, inputs, free_dimensions(material.signature))
         except Exception as error:  # whatever torch meets in a user's module
             raise _refused(module, f"{type(error).__name__}: {str(error).strip()[:800]}") from error
         if not any(_ROUNDS in str(node.target) for node in program.graph.nodes):
@@ -67,14 +69,19 @@ class Pt2eInt8(ModulePass):
         rounded.__dict__["forward"] = _Forward(rounded, inspect.signature(module.forward))
         return rounded.requires_grad_(requires_grad=False)
 
-    def _rounded(self, module: nn.Module, inputs: Arrays) -> Any:
+    def _rounded(self, module: nn.Module, inputs: Arrays, free: list[dict[int, str]]) -> Any:
         """Export the module, let all rows go through it, and let torchao round it."""
-        batch, example = torch.export.Dim("batch"), _batch(batch_of(inputs, 2))
-        program = torch.export.export(module, (), example, dynamic_shapes={name: {0: batch} for name in inputs})
+        dimensions = {"batch": Dim("batch"), "length": Dim.AUTO}  # which depends on what the module does with it
+        free_of = zip(inputs, free, strict=True)
+        shapes = {name: {at: dimensions[what] for at, what in each.items()} for name, each in free_of}
+        program = torch.export.export(module, (), _batch(batch_of(inputs, 2)), dynamic_shapes=shapes)
         narrow = cuts_sums() if self.reduce_range is None else self.reduce_range
         config = x86.get_default_x86_inductor_quantization_config(reduce_range=narrow)
         quantiser = x86.X86InductorQuantizer().set_global(config)
-        prepared = prepare_pt2e(program.module(), quantiser)
+        exported = program.module()
+        exported.graph.eliminate_dead_code()  # layers that nobody takes, such as BERT's pooler, end the quantiser
+        exported.recompile()
+        prepared = prepare_pt2e(exported, quantiser)
         for rows in in_batches(inputs, CALIBRATION_BATCH):
             prepared(**_batch(rows))
         return convert_pt2e(prepared)

@@ -109,6 +109,26 @@ def test_activations_have_as_many_bits_as_the_processor_can_add(
     assert {node.args[4] for node in rounding} == {largest}
 
 
+class Pools(Tiny):
+    """With a layer whose answer nobody takes, as BERT's pooler where the mean is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pooler = nn.Sequential(nn.Linear(64, 64), nn.Tanh())
+
+    def forward(self, x: torch.Tensor) -> Any:
+        self.pooler(x)
+        return self.net(x)
+
+
+def test_a_layer_that_nobody_takes_is_left_out() -> None:
+    module = seeded(Pools)
+    material = material_of(module)
+    after = Pt2eInt8().apply(module, material)
+    runtime = Runtime(to_onnx(after, recorded(after), material.signature), ServingSettings())
+    assert gates.parity(runtime, recorded(module), material.signature, 32, Pt2eInt8.tolerance)[0].passed
+
+
 class Averages(Tiny):
     def __init__(self) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ import numpy as np
 from shipline.backends.base import Arrays
 from shipline.export.gates import differences, largest_difference, scales
 from shipline.export.rows import Rows
-from shipline.export.runtime import Runtime
+from shipline.export.runtime import Runs
 from shipline.processing import Labels, Processing
 from shipline.signature import Signature
 
@@ -119,7 +119,7 @@ class _Place:
 
 
 def compare(
-    runtime: Runtime, rows: Rows, signature: Signature, batch: int, processing: Processing | None = None
+    runtime: Runs, rows: Rows, signature: Signature, batch: int, processing: Processing | None = None
 ) -> Comparison:
     """Compare the answers to all rows, in batches of `batch`; the processing may know what classes are called."""
     inputs, outputs, unit = rows.inputs, rows.outputs, list(scales(rows, signature).values())

@@ -43,7 +43,7 @@ class Examples:
         self.raw: list[Any] = []
         if processing is not None:
             self.raw, targets = _raw(rows)
-            rows = _RawRows(self.raw, targets if labelled else None, processing, self._parameters[0].name)
+            rows = _RawRows(self.raw, targets if labelled else None, processing.whole, self._parameters[0].name)
         self._loading = _loading(rows)
 
     def batches(self) -> Iterator[Batch]:

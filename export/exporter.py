@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from concurrent.futures import Executor
 from functools import partial
 
-from shipline.artifact import PROCESSING, REPORT_HTML, REPORT_JSON, Artifact, ArtifactManifest, Model, Verdict
-from shipline.errors import GateError
+from shipline.artifact import PROCESSING, REPORT_HTML, REPORT_JSON, Artifact, ArtifactManifest, Model
 from shipline.export import gates, report
 from shipline.export.proof import Proof, prove
 from shipline.export.publish import Content, check_version, publish
@@ -37,17 +35,8 @@ def export(
     check_version(model, version)
     proof = prove(source, recipe, executor)
     for candidate in proof.must_pass:
-        refuse_failed(f"{model.name} as {candidate.plan}", candidate.verdicts, proof.nearest)
+        gates.refuse_failed(f"{model.name} as {candidate.plan}", candidate.verdicts, proof.nearest)
     return publish(model, version, partial(_content, source, recipe, proof, model.name))
-
-
-def refuse_failed(what: str, verdicts: Sequence[Verdict], nearest: Sequence[str] = ()) -> None:
-    """Raise GateError where a verdict speaks against it, with all that do, and with what came nearest of a search."""
-    if failed := [verdict for verdict in verdicts if not verdict.passed]:
-        lines = [f"  {verdict.gate}: {verdict.message}." for verdict in failed]
-        lines += ["Nearest, and what each lacks:", *(f"  {line}." for line in nearest)] if nearest else []
-        said = "\n".join(lines)
-        raise GateError(f"{what} failed {len(failed)} of {len(verdicts)} gates; nothing was published:\n{said}")
 
 
 def _content(source: Source, recipe: Recipe, proof: Proof, name: str, version: str) -> Content:

@@ -20,7 +20,7 @@ from shipline.backends.base import Arrays
 from shipline.errors import ConfigError, GateError, SignatureError
 from shipline.export import gates, report
 from shipline.export.apart import apart
-from shipline.export.exporter import refuse_failed
+from shipline.export.gates import refuse_failed
 from shipline.export.golden import from_rows
 from shipline.export.latency import batch_of
 from shipline.export.plan import BASELINE

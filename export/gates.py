@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,11 +11,12 @@ import numpy as np
 
 from shipline.artifact import Verdict
 from shipline.backends.base import Arrays
-from shipline.errors import ConfigError
+from shipline.errors import ConfigError, GateError
 from shipline.export.latency import Latency, batch_of
+from shipline.export.lengths import OTHERWISE, Shorter, usual
 from shipline.export.recipe import Recipe
 from shipline.export.rows import Rows
-from shipline.export.runtime import Runtime
+from shipline.export.runtime import Runs, Runtime
 from shipline.export.target import Target
 from shipline.signature import Signature
 
@@ -26,6 +28,7 @@ INVARIANCE_ROWS = 8
 ORDER = (
     "parity",
     "batch_invariance",
+    "padding",
     "not_finite",
     "determinism",
     "metric",
@@ -40,15 +43,20 @@ ORDER = (
 
 @dataclass(frozen=True)
 class Worst:
-    """Where two sets of outputs differ most: the difference in parts of the output's largest value, and the place."""
+    """Where two sets of outputs differ most: the difference in parts of the output's largest value, and the place.
+
+    `row` counts all rows, or where `length` is given those that are so long.
+    """
 
     difference: float
     output: str
     row: int
     batch: int
+    length: int | None = None
 
     def __str__(self) -> str:
-        return f"row {self.row}, output {self.output!r}, in a batch of {self.batch}"
+        among = "" if self.length is None else f" of those of a length of {self.length}"
+        return f"row {self.row}{among}, output {self.output!r}, in a batch of {self.batch}"
 
 
 def scales(rows: Rows, signature: Signature) -> dict[str, float]:
@@ -58,10 +66,24 @@ def scales(rows: Rows, signature: Signature) -> dict[str, float]:
 
 
 def parity(
-    runtime: Runtime, rows: Rows, signature: Signature, largest_batch: int, limit: float
+    runtime: Runs,
+    rows: Rows,
+    signature: Signature,
+    largest_batch: int,
+    limit: float,
+    shorter: Sequence[Shorter] = (),
 ) -> tuple[Verdict, Worst]:
-    """Outputs equal the trained module's, in batches of 1, 2, 3, the largest, one less, and what remains then."""
-    found = [_largest(runtime, rows, signature, batch, count) for batch, count in _sizes(largest_batch, len(rows))]
+    """Outputs equal the trained module's, in batches of 1, 2, 3, the largest, one less, and what remains then.
+
+    Of rows that differ in length, those of the usual one, where there are enough, stand for most in batches between.
+    """
+    unit, short = scales(rows, signature), usual(shorter) if shorter else None
+    found = []
+    for batch, count in _sizes(largest_batch, len(rows)):
+        if short is not None and 1 < batch < largest_batch <= len(short):
+            found.append(_largest(runtime, short, unit, batch, count))
+            count = batch  # noqa: PLW2901
+        found.append(_largest(runtime, rows, unit, batch, count))
     worst = max(found, key=lambda place: place.difference)
     text = (
         f"outputs differ from the trained module's by {worst.difference:.2g} of their largest value at most ({worst})"
@@ -72,10 +94,22 @@ def parity(
     ), worst
 
 
-def batch_invariance(runtime: Runtime, rows: Rows, signature: Signature, largest_batch: int, limit: float) -> Verdict:
-    """A row's answer does not depend on its batch-mates, wherever in the batch it stands."""
-    inputs, unit = rows.inputs, scales(rows, signature)
-    count, batch = len(rows), largest_batch
+def batch_invariance(
+    runtime: Runtime,
+    rows: Rows,
+    signature: Signature,
+    largest_batch: int,
+    limit: float,
+    shorter: Sequence[Shorter] = (),
+) -> Verdict:
+    """A row's answer does not depend on its batch-mates, wherever in the batch it stands.
+
+    Of rows that differ in length, those of the usual one, where there are several, are company for each other.
+    """
+    short = usual(shorter) if shorter else None
+    company = rows if short is None or len(short) == 1 else short
+    inputs, unit = company.inputs, scales(rows, signature)
+    count, batch = len(company), largest_batch
     worst = Worst(0.0, signature.outputs[0].name, 0, batch)
     for row in np.linspace(0, count - 1, min(count, INVARIANCE_ROWS)).astype(int).tolist():
         alone = runtime.run({name: array[row : row + 1] for name, array in inputs.items()})
@@ -85,7 +119,7 @@ def batch_invariance(runtime: Runtime, rows: Rows, signature: Signature, largest
             for spec, one, many in zip(signature.outputs, alone, together, strict=True):
                 difference = largest_difference(many[place], one[0]) / unit[spec.name]
                 if difference > worst.difference:
-                    worst = Worst(difference, spec.name, row, batch)
+                    worst = Worst(difference, spec.name, row, batch, _length(company))
     passed = worst.difference <= limit
     text = f"a row's answer alone and among others differs by {worst.difference:.2g} of the largest value at most"
     if not passed:
@@ -97,6 +131,28 @@ def batch_invariance(runtime: Runtime, rows: Rows, signature: Signature, largest
         limit=limit,
         message=text,
     )
+
+
+def padding(
+    runtime: Runtime, shorter: Sequence[Shorter], rows: Rows, signature: Signature, largest_batch: int, limit: float
+) -> Verdict:
+    """Rows that are padded no more than they need are answered as the trained module answers them at full length."""
+    unit = scales(rows, signature)
+    worst, where = 0.0, shorter[0].length
+    for each in shorter:
+        for start, batch in [(0, 1), *((at, largest_batch) for at in range(0, len(each), largest_batch))]:
+            part = slice(start, start + batch)
+            found = runtime.run({name: array[part] for name, array in each.inputs.items()})
+            for spec, got, want in zip(signature.outputs, found, each.outputs, strict=True):
+                difference = largest_difference(got, want[part]) / unit[spec.name]
+                if difference > worst:
+                    worst, where = difference, each.length
+    lengths, measured = ", ".join(str(each.length) for each in shorter), usual(shorter)
+    text = f"rows padded to {lengths} instead of {next(iter(rows.inputs.values())).shape[1]} are answered as the "
+    text += f"trained module does in full: they differ by {worst:.2g} of the largest value at most (length {where})"
+    text += f"; {limit:g} is allowed; times are measured with rows of {measured.length}"
+    text += "" if (passed := worst <= limit) else f". {OTHERWISE.removesuffix('.')}"
+    return Verdict(gate="padding", passed=passed, measured=_finite(worst), limit=limit, message=text)
 
 
 def not_finite(runtime: Runtime, rows: Rows, signature: Signature, largest_batch: int, limit: float) -> Verdict | None:
@@ -126,10 +182,16 @@ def not_finite(runtime: Runtime, rows: Rows, signature: Signature, largest_batch
 
 
 def determinism(
-    runtime: Runtime, others: dict[int, Runtime], rows: Rows, signature: Signature, batch: int, limit: float
+    runtime: Runtime,
+    others: dict[int, Runtime],
+    rows: Rows,
+    signature: Signature,
+    batch: int,
+    limit: float,
+    shorter: Sequence[Shorter] = (),
 ) -> Verdict:
-    """The same rows are answered alike again and again, and by the same file with other numbers of threads."""
-    inputs, unit = batch_of(rows.inputs, batch), scales(rows, signature)
+    """The same rows, those of the usual length, are answered alike again and again, and with other threads."""
+    inputs, unit = batch_of((usual(shorter) if shorter else rows).inputs, batch), scales(rows, signature)
     first = runtime.run(inputs)
     runs = [("run again", runtime)] * 3 + [(f"with {threads} threads", other) for threads, other in others.items()]
     worst, where = 0.0, "run again"
@@ -214,6 +276,15 @@ def preprocessing(seen: list[bool]) -> Verdict:
     return Verdict(gate="preprocessing", passed=found == tried, measured=found / tried, limit=1.0, message=text)
 
 
+def refuse_failed(what: str, verdicts: Sequence[Verdict], nearest: Sequence[str] = ()) -> None:
+    """Raise GateError where a verdict speaks against it, with all that do, and with what came nearest of a search."""
+    if failed := [verdict for verdict in verdicts if not verdict.passed]:
+        lines = [f"  {verdict.gate}: {verdict.message}." for verdict in failed]
+        lines += ["Nearest, and what each lacks:", *(f"  {line}." for line in nearest)] if nearest else []
+        said = "\n".join(lines)
+        raise GateError(f"{what} failed {len(failed)} of {len(verdicts)} gates; nothing was published:\n{said}")
+
+
 def _sizes(largest: int, rows: int) -> list[tuple[int, int]]:
     """Return the batches of the parity gate, each with how many rows it is tried on: small ones of many take long."""
     odd = {3: 24, largest - 1: largest + largest // 2}  # which ends in a smaller batch, as the last of a file does
@@ -221,20 +292,24 @@ def _sizes(largest: int, rows: int) -> list[tuple[int, int]]:
     return sorted((counts | {1: 32, 2: 64} | {largest: rows}).items())
 
 
-def _largest(runtime: Runtime, rows: Rows, signature: Signature, batch: int, count: int) -> Worst:
+def _largest(runtime: Runs, rows: Rows | Shorter, unit: dict[str, float], batch: int, count: int) -> Worst:
     """Where the runtime differs most from the trained module over the first `count` rows, in batches of `batch`."""
-    unit, inputs, outputs = scales(rows, signature), rows.inputs, rows.outputs
+    inputs, outputs, length = rows.inputs, rows.outputs, _length(rows)
     worst = Worst(-1.0, "", 0, batch)
     count = min(count, len(rows))
     for start in range(0, count, batch):
         stop = min(start + batch, count)
         chunk: Arrays = {name: array[start:stop] for name, array in inputs.items()}
-        for spec, got, want in zip(signature.outputs, runtime.run(chunk), outputs, strict=True):
+        for name, got, want in zip(unit, runtime.run(chunk), outputs, strict=True):
             for row, (one, other) in enumerate(zip(got, want[start:stop], strict=True), start):
-                difference = largest_difference(one, other) / unit[spec.name]
+                difference = largest_difference(one, other) / unit[name]
                 if difference > worst.difference:
-                    worst = Worst(difference, spec.name, row, len(got))
+                    worst = Worst(difference, name, row, len(got), length)
     return worst
+
+
+def _length(rows: Rows | Shorter) -> int | None:
+    return rows.length if isinstance(rows, Shorter) else None
 
 
 def largest_difference(one: np.ndarray, other: np.ndarray) -> float:

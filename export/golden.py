@@ -53,7 +53,7 @@ def from_raw(
         raise SignatureError(
             "The DataModule has processing but raw_rows() gives none: return raw inputs of validation rows."
         )
-    prepared = [processing.inputs(item, signature) for item in raw]
+    prepared = [processing.whole.inputs(item, signature) for item in raw]
     verdict = gates.preprocessing([rows.has_seen(row) for row in prepared])
     chosen = spread(len(raw), count)
     inputs = {spec.name: np.concatenate([prepared[i][spec.name] for i in chosen]) for spec in signature.inputs}
@@ -83,7 +83,7 @@ def raw_of(
         own = {name: array[row : row + 1] for name, array in inputs.items()}
         for i in sorted(range(len(raw)), key=lambda i: i != row):
             if i not in prepared:
-                prepared[i] = processing.inputs(raw[i], signature)
+                prepared[i] = processing.whole.inputs(raw[i], signature)
             if _same(prepared[i], own):
                 found[row] = (i, raw[i])
                 break

@@ -22,12 +22,14 @@ from shipline import plugins
 from shipline.errors import ConfigError, IntegrityError
 from shipline.export.pooling import Mode, Normalize, Pooling
 from shipline.export.source import Source
-from shipline.processing import Labels, Processing, Softmax, Step, Tokenize
+from shipline.processing import Processing, Softmax, Step, step
 
 CONFIG, TOKENIZER = "config.json", "tokenizer.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-#: Tokens of a row, where nobody says: each costs time, padding too.
+#: Tokens of the longest row, where nobody says.
 LONGEST = 512
+#: A row has a multiple of so many tokens: few lengths, since only rows of one length make a batch.
+PADDED = 16
 
 _POOLING: dict[str, Mode] = {
     "pooling_mode_mean_tokens": "mean",
@@ -41,7 +43,9 @@ def is_pretrained(directory: str | PathLike[str]) -> bool:
     return (Path(directory) / CONFIG).is_file()
 
 
-def huggingface(directory: str | PathLike[str], *, max_length: int | None = None) -> Source:
+def huggingface(
+    directory: str | PathLike[str], *, max_length: int | None = None, pad_to_multiple_of: int | None = PADDED
+) -> Source:
     """Return the model in a directory as a source: its module, with the processing of texts.
 
     An encoder with sentence-transformers' `modules.json` answers an embedding, pooled and normalised as that says; a
@@ -49,7 +53,9 @@ def huggingface(directory: str | PathLike[str], *, max_length: int | None = None
 
     Args:
         directory: has config.json, tokenizer.json and model.safetensors.
-        max_length: tokens of a row, which costs time for each; default: the most that the model was made for.
+        max_length: tokens of the longest row, longer texts are cut; default: the most that the model was made for.
+        pad_to_multiple_of: a text is padded to the next multiple of so many tokens, and costs the time of those; None:
+            each to `max_length`.
 
     Raises:
         ConfigError: the directory lacks a file, or the model is of another kind.
@@ -64,8 +70,7 @@ def huggingface(directory: str | PathLike[str], *, max_length: int | None = None
                 "tokenizer.json alone: `save_pretrained` of transformers writes both."
             )
     module, after = _classifier(root, config) if _classifies(config) else (_encoder(root, config), [])
-    inputs = _inputs(module, config)
-    tokenize = _tokenize(root, config, inputs, max_length)
+    tokenize = _tokenize(root, module, config, max_length, pad_to_multiple_of)
     source = Source.of_module(module, processing=Processing(before=[tokenize], after=after))
     kept = {name: config.get(name) for name in ("architectures", "model_type")}
     return replace(source, lineage=source.lineage.model_copy(update={"config": source.lineage.config | kept}))
@@ -112,7 +117,7 @@ def _classifier(root: Path, config: dict[str, Any]) -> tuple[nn.Module, list[Ste
         )
     model = _load("AutoModelForSequenceClassification", root)
     names = [str(name) for _, name in sorted(model.config.id2label.items())]
-    return Classifier(model), [Softmax(), Labels(names=tuple(names))] if len(names) > 1 else []
+    return Classifier(model), [Softmax(), _step(root, "labels", names=names)] if len(names) > 1 else []
 
 
 def _encoder(root: Path, config: dict[str, Any]) -> nn.Module:
@@ -123,12 +128,13 @@ def _encoder(root: Path, config: dict[str, Any]) -> nn.Module:
             "modules.json, which would say what to make of its tokens. Wrap it in a module that does, and export that "
             "with rows and processing."
         )
-    kinds = [(str(each.get("type")).rpartition(".")[2], str(each.get("path", ""))) for each in _json(path)]
+    parts = [each for each in _json(path, list) if isinstance(each, dict)]
+    kinds = [(str(each.get("type")).rpartition(".")[2], str(each.get("path", ""))) for each in parts]
     names = [name for name, _ in kinds]
     if names[:2] != ["Transformer", "Pooling"] or not set(names[2:]) <= {"Normalize"} or kinds[0][1]:
         raise ConfigError(
-            f"{root.name} is made of {', '.join(names)}; known is a Transformer, a Pooling, and a Normalize. Wrap it "
-            "in a module, and export that with rows and processing."
+            f"{root.name} is made of {', '.join(names) or 'nothing'}; known is a Transformer, a Pooling, and a "
+            "Normalize. Wrap it in a module, and export that with rows and processing."
         )
     prompts = root / "config_sentence_transformers.json"
     if prompts.is_file() and _json(prompts).get("default_prompt_name"):
@@ -174,36 +180,79 @@ def _load(kind: str, root: Path) -> Any:
     return model
 
 
-def _inputs(module: nn.Module, config: dict[str, Any]) -> tuple[str, ...]:
+def _inner(module: nn.Module) -> nn.Module:
+    """The model of transformers."""
     inner = module.encoder if isinstance(module, Embedder) else module.classifier
     assert isinstance(inner, nn.Module)
+    return inner
+
+
+def _inputs(inner: nn.Module, config: dict[str, Any]) -> tuple[str, ...]:
     takes = inspect.signature(inner.forward).parameters
     types = "token_type_ids" in takes and int(config.get("type_vocab_size") or 0) > 1
     return ("input_ids", "attention_mask", *(["token_type_ids"] if types else []))
 
 
-def _tokenize(root: Path, config: dict[str, Any], inputs: Any, max_length: int | None) -> Step:
-    said = _json(root / "tokenizer_config.json") if (root / "tokenizer_config.json").is_file() else {}
+def _places(inner: nn.Module) -> int:
+    """For how many tokens it has places; in RoBERTa and its kin, the first of the table are not for tokens."""
+    for name, part in inner.named_modules():
+        if name.endswith("position_embeddings") and isinstance(part, nn.Embedding) and part.padding_idx is not None:
+            return part.num_embeddings - part.padding_idx - 1
+    count = getattr(inner.config, "max_position_embeddings", None)
+    return count if isinstance(count, int) and count > 0 else LONGEST
+
+
+def _tokenize(
+    root: Path, module: nn.Module, config: dict[str, Any], max_length: int | None, pad_to_multiple_of: int | None
+) -> Step:
+    inner, said = _inner(module), _json(path) if (path := root / "tokenizer_config.json").is_file() else {}
     path = root / "sentence_bert_config.json"
     lengths = [_json(path).get("max_seq_length") if path.is_file() else None, said.get("model_max_length")]
-    most = min([int(length) for length in lengths if length] + [int(config.get("max_position_embeddings") or LONGEST)])
-    if max_length is not None and not 1 <= max_length <= most:
-        raise ConfigError(f"max_length is {max_length}; {root.name} takes 1 to {most} tokens.")
-    pad = said.get("pad_token") or "[PAD]"
-    return Tokenize(
+    known = [int(length) for length in lengths if isinstance(length, int | float) and length > 0]
+    most = min([*known, _places(inner)])
+    if max_length is not None and not (isinstance(max_length, int) and 1 <= max_length <= most):
+        raise ConfigError(f"max_length is {max_length!r}; {root.name} takes 1 to {most} tokens.")
+    return _step(
+        root,
+        "tokenize",
         tokenizer=(root / TOKENIZER).read_text(encoding="utf-8"),
         max_length=max_length or min(most, LONGEST),
-        inputs=inputs,
-        pad_token=str(pad["content"] if isinstance(pad, dict) else pad),
+        inputs=_inputs(inner, config),
+        pad_token=_pad_token(root, config, said),
         padding_side=said.get("padding_side", "right"),
+        pad_to_multiple_of=pad_to_multiple_of,
     )
 
 
-def _json(path: Path) -> Any:
+def _pad_token(root: Path, config: dict[str, Any], said: dict[str, Any]) -> str:
+    """What the tokenizer's configuration says, or else the token that has the number in the model's."""
+    special = {each.get("id"): each.get("content") for each in _json(root / TOKENIZER).get("added_tokens") or ()}
+    pad = said.get("pad_token") or special.get(config.get("pad_token_id"))
+    if pad is None:
+        raise ConfigError(
+            f"{root.name} names no token to pad with, neither pad_token in tokenizer_config.json nor pad_token_id in "
+            f"{CONFIG}. Set both, and save tokenizer and model again."
+        )
+    return str(pad["content"] if isinstance(pad, dict) else pad)
+
+
+def _step(root: Path, name: str, **parameters: Any) -> Step:
+    """Return the step; ConfigError says of which directory, and why not."""
     try:
-        return json.loads(path.read_bytes())
+        return step(name, **parameters)
+    except ConfigError as error:
+        raise ConfigError(f"No processing can be made of {root.name}: {error}") from error
+
+
+def _json(path: Path, kind: type = dict) -> Any:
+    where = f"{path.parent.name}/{path.name}"
+    try:
+        found = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise IntegrityError(f"{path.parent.name}/{path.name} cannot be read: {error}.") from error
+        raise IntegrityError(f"{where} cannot be read: {error}.") from error
+    if not isinstance(found, kind):
+        raise IntegrityError(f"{where} holds a {type(found).__name__}; a {kind.__name__} is expected.")
+    return found
 
 
 @contextlib.contextmanager

@@ -14,8 +14,9 @@ from torch.utils import _pytree as pytree
 from shipline.errors import ConfigError, ShiplineError, SignatureError
 from shipline.export.examples import Examples
 from shipline.export.fidelity import FIDELITY, Fidelity
+from shipline.export.kept import Kept
 from shipline.export.labels import labels_in
-from shipline.export.source import Source
+from shipline.export.source import Source, digest_of
 from shipline.processing import Processing
 
 #: (outputs, targets) over all rows -> how good they are.
@@ -76,6 +77,7 @@ class Evaluation:
 
     def __init__(self, original: nn.Module, examples: dict[str, Examples], metrics: dict[str, Metric]) -> None:
         self._original, self._examples, self._metrics = original, examples, metrics
+        self._own = Kept[Any]()
         #: The right classes of the rows that it has gone through last, a part for each batch; None: not known.
         self.labels: list[np.ndarray | None] = []
 
@@ -95,10 +97,10 @@ class Evaluation:
                     if seen >= rows:
                         break
                 elif not self._metrics:
-                    fidelity.add(found, _answer(self._original, inputs))
+                    fidelity.add(found, self._own_answer(inputs))
                 else:
                     outputs.append(found)
-                    targets.append(_answer(self._original, inputs) if target is None else target)
+                    targets.append(self._own_answer(inputs) if target is None else target)
         if rows is not None:
             return {}
         if seen < FEWEST_ROWS:
@@ -107,6 +109,10 @@ class Evaluation:
             return {FIDELITY: fidelity.value()}
         together = _together(outputs), _together(targets)
         return {name: _measured(name, metric, *together) for name, metric in self._metrics.items()}
+
+    def _own_answer(self, inputs: dict[str, torch.Tensor]) -> Any:
+        """The original's, with which those of all candidates are compared."""
+        return self._own.answer(digest_of(inputs), lambda: _answer(self._original, inputs))
 
 
 def _named(metric: Metric | Mapping[str, Metric] | None) -> dict[str, Metric]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from shipline.artifact import ServingSettings
+from shipline.artifact import ServingSettings, Verdict
 from shipline.export import gates, golden
 from shipline.export.candidate import Candidate
 from shipline.export.plan import BASELINE
@@ -59,16 +59,20 @@ class Proof:
 def prove(source: Source, recipe: Recipe, executor: Executor | None = None) -> Proof:
     """Make what the recipe asks for, or search it, with an executor's workers, and put it through every gate."""
     trained = look_at(source, recipe)
+    raw = [] if source.processing is None else list(islice(source.raw_rows(), golden.RAW_ROWS))
+    if recipe.searches:  # which takes long, and would be in vain
+        gates.refuse_failed(type(trained.module).__name__, _of_source(trained, source, recipe, raw))
     with Workbench(source, recipe, trained, executor) as bench:
         found = search(bench, recipe) if recipe.searches else _asked_for(bench, recipe)
         chosen, best = found.chosen, front(found.candidates, bench)
         if chosen is bench.baseline and recipe.machine.limits:
             chosen.verdicts.append(bench.fit(chosen))
-        _judge_source(chosen, trained, source, recipe)
-        raw = [] if source.processing is None else list(islice(source.raw_rows(), golden.RAW_ROWS))
+        chosen.verdicts += _rebuilt(trained, source, recipe)
         rows = _golden(chosen, source, recipe, raw)
         failed = bench.baseline.failed or chosen.failed  # then nothing is published, and nothing need be measured
         serving, points = (chosen.plan.serving(recipe.max_batch_size), []) if failed else tune(chosen)
+        if source.processing is not None:
+            serving = serving.model_copy(update={"longest": source.processing.longest})
         model = chosen.file.read_bytes()
         shown = {} if failed else _raw_of_worst(chosen, trained, source, raw)
         return Proof(
@@ -88,12 +92,22 @@ def _asked_for(bench: Workbench, recipe: Recipe) -> Found:
     return Found(candidates, candidates[-1], [])
 
 
-def _judge_source(chosen: Candidate, trained: Trained, source: Source, recipe: Recipe) -> None:
+def _rebuilt(trained: Trained, source: Source, recipe: Recipe) -> list[Verdict]:
     """Compare the rebuilt module with what the run itself measured, where it did."""
     recorded = source.recorded.get(trained.metric)
-    if recorded is not None:
-        allowed = recipe.allowed_drop(recorded)
-        chosen.verdicts.append(gates.rebuilt(trained.metric, trained.mode, recorded, trained.score, allowed))
+    if recorded is None:
+        return []
+    allowed = recipe.allowed_drop(recorded)
+    return [gates.rebuilt(trained.metric, trained.mode, recorded, trained.score, allowed)]
+
+
+def _of_source(trained: Trained, source: Source, recipe: Recipe, raw: list[Any]) -> list[Verdict]:
+    """Say of the module and of its raw rows what needs no candidate."""
+    found = _rebuilt(trained, source, recipe)
+    if source.processing is None:
+        return found
+    of_rows = trained.rows, trained.signature, recipe.golden_rows
+    return [*found, golden.from_raw(trained.module, source.processing, raw, *of_rows)[1]]
 
 
 def _golden(chosen: Candidate, source: Source, recipe: Recipe, raw: list[Any]) -> golden.Golden:

@@ -16,14 +16,14 @@ Content = tuple[ArtifactManifest, dict[str, bytes]]
 
 
 def check_version(model: Model, version: str | None) -> None:
-    """Refuse a version that is no number, or is there, before anything is measured for it.
+    """Refuse a version that is no number, or is there, and a place that cannot be read, before anything is measured.
 
     Raises:
-        ConfigError, ExistsError: it cannot be published.
+        ConfigError, ExistsError, StoreError: it cannot be published.
     """
     if version is not None and not _VERSION.fullmatch(version):
         raise ConfigError(f"version is {version!r}; versions are numbers, such as 7.")
-    if version is not None and version in model.versions():
+    if version in model.versions():
         raise ExistsError(f"{model.name} has version {version} already, and what is committed never changes.")
 
 

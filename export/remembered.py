@@ -100,8 +100,8 @@ def _latency(known: dict[str, Any]) -> Latency:
 
 def _digest_of_all(recipe: Recipe, trained: Trained) -> str:
     """The digest of what points depend on besides the candidate's file."""
-    digest = hashlib.sha256(digest_of(trained.module).encode())
-    for array in (*trained.rows.inputs.values(), *trained.rows.outputs):
+    digest = hashlib.sha256(digest_of(trained.module.state_dict()).encode())
+    for array in (*trained.rows.inputs.values(), *trained.rows.outputs, *trained.usual.values()):
         digest.update(f"{array.dtype} {array.shape}".encode())
         digest.update(array.tobytes())
     limits = {name: repr(value) for name, value in vars(recipe).items() if name not in _CHOICES}

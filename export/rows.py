@@ -28,7 +28,7 @@ class Rows:
         self._limit = limit
         self._inputs: dict[str, list[np.ndarray]] = {}
         self._outputs: list[list[np.ndarray]] = []
-        self._digests: set[bytes] = set()
+        self._places: dict[bytes, int] = {}
         self._names: list[str] = []
         self._shapes: dict[str, torch.Size] = {}
         self._labels: list[np.ndarray] | None = []
@@ -65,7 +65,17 @@ class Rows:
 
     def has_seen(self, row: Arrays) -> bool:
         """Whether forward was given exactly this row, with a batch dimension, among all rows and not only the first."""
-        return row.keys() == set(self._names) and _digests([row[name] for name in self._names])[0] in self._digests
+        return self._place(row) is not None
+
+    def place_of(self, row: Arrays) -> int | None:
+        """Where exactly this row is among those that are kept; None where it is not."""
+        place = self._place(row)
+        return place if place is not None and place < self._limit else None
+
+    def _place(self, row: Arrays) -> int | None:
+        if row.keys() != set(self._names):
+            return None
+        return self._places.get(digests([row[name] for name in self._names])[0])
 
     def add(self, inputs: dict[str, torch.Tensor], output: Any) -> None:
         """Take a batch."""
@@ -77,7 +87,8 @@ class Rows:
         self._check_shapes({f"Output {i}": leaf for i, leaf in enumerate(leaves)})
         self._count_not_finite(leaves)
         arrays = {name: tensor.numpy(force=True) for name, tensor in inputs.items()}
-        self._digests.update(_digests(list(arrays.values())))
+        for place, digest in enumerate(digests(list(arrays.values())), self.seen):
+            self._places.setdefault(digest, place)
         if self.seen < self._limit:
             self._take(arrays, [leaf.numpy(force=True) for leaf in leaves])
         self.seen += rows
@@ -219,8 +230,8 @@ def _check_batch(inputs: dict[str, torch.Tensor], leaves: list[Any]) -> int:
     return next(iter(rows.values()))
 
 
-def _digests(inputs: list[np.ndarray]) -> list[bytes]:
-    """One for each row, over all its inputs."""
+def digests(inputs: list[np.ndarray]) -> list[bytes]:
+    """Return one for each row, over all its inputs."""
     found = []
     for row in zip(*inputs, strict=True):
         digest = hashlib.blake2b(digest_size=16)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,8 +16,28 @@ from shipline import plugins
 from shipline.artifact import ServingSettings
 from shipline.backends.base import Arrays, Backend
 from shipline.errors import GateError
-from shipline.export.rows import bind
+from shipline.export.kept import Kept
+from shipline.export.rows import bind, digests
 from shipline.signature import Signature
+
+
+class Runs(Protocol):
+    """What answers batches."""
+
+    def run(self, inputs: Arrays) -> list[np.ndarray]:
+        """Return the outputs, in order, for inputs with a batch dimension."""
+        ...
+
+
+class Once:
+    """Answers as another does, which it asks but once for each batch, where there is room to keep the answer."""
+
+    def __init__(self, other: Runs) -> None:
+        self._other, self._kept = other, Kept[list[np.ndarray]]()
+
+    def run(self, inputs: Arrays) -> list[np.ndarray]:
+        """Return the outputs, in order, for inputs with a batch dimension."""
+        return self._kept.answer(tuple(digests(list(inputs.values()))), lambda: self._other.run(inputs))
 
 
 class Runtime:
@@ -41,14 +61,23 @@ class Runtime:
                 f"{self._name} cannot run the graph on {shapes}, so nothing was published: {error}"
             ) from error
 
-    def forward_for(self, module: nn.Module, signature: Signature, structure: pytree.TreeSpec) -> Callable[..., Any]:
-        """Return a function to put in place of the module's forward: same arguments, same structure of outputs."""
+    def forward_for(
+        self,
+        module: nn.Module,
+        signature: Signature,
+        structure: pytree.TreeSpec,
+        trim: Callable[[Arrays], Arrays] = lambda rows: rows,
+    ) -> Callable[..., Any]:
+        """Return a function to put in place of the module's forward: same arguments, same structure of outputs.
+
+        What it is given is trimmed first: to what the longest of its rows needs, where rows differ in length.
+        """
         original = module.forward
         names = [spec.name for spec in signature.inputs]
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             given = bind(original, args, kwargs)
-            outputs = self.run({name: given[name].detach().cpu().numpy() for name in names})
+            outputs = self.run(trim({name: given[name].detach().cpu().numpy() for name in names}))
             self._check_shapes(outputs, signature, len(given[names[0]]))
             return pytree.tree_unflatten([torch.from_numpy(output) for output in outputs], structure)
 

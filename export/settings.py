@@ -36,7 +36,7 @@ def tune(candidate: Candidate) -> tuple[ServingSettings, list[Point]]:
     All are measured in turn, several times, so that a machine whose speed drifts is equally unfair to all.
     """
     plain = candidate.plan.serving(candidate.max_batch_size)
-    rows, found = candidate.trained.rows.inputs, dict[tuple[int, int], float]()
+    rows, found = candidate.trained.usual, dict[tuple[int, int], float]()
     batches = _powers(2, candidate.max_batch_size)
     for threads in _powers(4, cores()):
         settings = plain.model_copy(update={"threads": threads})

@@ -14,7 +14,9 @@ from typing import Any, Literal, Protocol
 import safetensors.torch
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
+from shipline.backends.base import Arrays
 from shipline.checkpoint import Checkpoint
 from shipline.errors import ConfigError, GateError, IntegrityError
 from shipline.export.passes.base import Finetune
@@ -62,6 +64,10 @@ class Source:
     raw_rows: Callable[[], Iterable[Any]] = tuple
     finetune: Finetune | None = None
 
+    def trim(self, rows: Arrays) -> Arrays:
+        """Cut rows that are all as long as the longest may be down to the length that the longest of them needs."""
+        return rows if self.processing is None else self.processing.trim(rows)
+
     @classmethod
     def of_checkpoint(
         cls,
@@ -96,9 +102,9 @@ class Source:
         lineage = Lineage(
             **describe_code(code_of(type(kept))),
             config={"module": f"{type(kept).__module__}.{type(kept).__qualname__}"},
-            weights_digest=digest_of(kept),
+            weights_digest=digest_of(kept.state_dict()),
         )
-        return cls(build=partial(copied, kept), evaluate=evaluate, lineage=lineage, **others)
+        return cls(build=partial(_another, kept), evaluate=evaluate, lineage=lineage, **others)
 
 
 def copied(module: nn.Module) -> nn.Module:
@@ -106,7 +112,7 @@ def copied(module: nn.Module) -> nn.Module:
     inner = getattr(module, "_orig_mod", module)
     inner = inner.module if isinstance(inner, nn.parallel.DistributedDataParallel | nn.DataParallel) else inner
     try:
-        return copy.deepcopy(inner).cpu().eval()
+        return copy.deepcopy(inner, _computed(inner)).cpu().eval()
     except Exception as error:  # whatever a user's own attributes raise
         raise ConfigError(
             f"The {type(inner).__name__} cannot be copied, and is not to be changed: {type(error).__name__}: {error}. "
@@ -114,10 +120,25 @@ def copied(module: nn.Module) -> nn.Module:
         ) from error
 
 
-def digest_of(module: nn.Module) -> str:
-    """Return the sha256 of a module's state: the names, dtypes, shapes and bytes of its tensors."""
+def _another(module: nn.Module) -> nn.Module:
+    """Return another module with the same tensors, which nobody changes: passes that do copy it first."""
+    tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return copy.deepcopy(module, tensors)
+
+
+def _computed(module: nn.Module) -> dict[int, torch.Tensor]:
+    """What a copy has in place of tensors with gradients that a forward has left: torch copies none of these.
+
+    Pruning and weight norm of torch.nn.utils leave the weight that they compute, and compute it again in each forward.
+    """
+    kept = [value for part in module.modules() for value in vars(part).values() if isinstance(value, torch.Tensor)]
+    return {id(tensor): tensor.detach().clone() for tensor in kept if not tensor.is_leaf}
+
+
+def digest_of(tensors: Mapping[str, Any]) -> str:
+    """Return the sha256 of tensors by name, such as a module's state: of names, dtypes, shapes and bytes."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(_tensors(module.state_dict()).items()):
+    for name, tensor in sorted(_tensors(tensors).items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -185,9 +206,14 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Any], name: str, where
 
 
 def check_finite(module: nn.Module, where: str) -> None:
-    """Raise GateError where a weight is NaN or infinite, or a buffer NaN: masks of attention are infinite."""
+    """Raise GateError where a weight is NaN, infinite or missing, or a buffer NaN: masks of attention are infinite."""
     weights = dict(module.named_parameters(remove_duplicate=False))
     for name, tensor in _tensors(module.state_dict()).items():
+        if is_lazy(tensor):
+            raise GateError(
+                f"{where} has a lazy layer that has no weights yet: {name!r}. Nothing was published. Call the module "
+                "with a batch, and train it."
+            )
         wrong = _not_finite if name in weights else torch.isnan
         bad = int(wrong(tensor).sum()) if tensor.is_floating_point() else 0
         if bad:

@@ -11,9 +11,11 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from shipline.backends.base import Arrays
 from shipline.errors import ConfigError, GateError, nearest
 from shipline.export.cost import Cost, cost_of
 from shipline.export.labels import noting_labels
+from shipline.export.lengths import Shorter, freed, shorter, usual
 from shipline.export.recipe import Recipe
 from shipline.export.rows import Rows, recording
 from shipline.export.signature import signature_of
@@ -28,7 +30,10 @@ REPEATED_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class Trained:
-    """The module with its weights, real rows with its answers, and the metric that counts."""
+    """The module with its weights, real rows with its answers, and the metric that counts.
+
+    `shorter` are real rows as servers make them, where rows differ in length: `rows` are all as long as the longest.
+    """
 
     module: nn.Module
     rows: Rows
@@ -36,6 +41,12 @@ class Trained:
     metric: str
     mode: str
     metrics: dict[str, float]
+    shorter: tuple[Shorter, ...] = ()
+
+    @property
+    def usual(self) -> Arrays:
+        """Rows of the length that is usual, by which time is measured."""
+        return usual(self.shorter).inputs if self.shorter else self.rows.inputs
 
     @property
     def weights_bytes(self) -> int:
@@ -62,11 +73,11 @@ def look_at(source: Source, recipe: Recipe) -> Trained:
     """
     module = source.build()
     rows, metrics = _recorded(module, source, recipe)
-    signature = signature_of(module, rows)
+    signature = freed(signature_of(module, rows), source)
     _check_finite(rows, signature)
     _check_repeats(module, rows, signature)
     name, mode = _metric_of(recipe, source, metrics)
-    return Trained(module, rows, signature, name, mode, metrics)
+    return Trained(module, rows, signature, name, mode, metrics, shorter(module, source, signature, rows))
 
 
 def look_again(trained: Trained, module: nn.Module, source: Source, recipe: Recipe) -> Trained:
@@ -75,14 +86,24 @@ def look_again(trained: Trained, module: nn.Module, source: Source, recipe: Reci
     Raises:
         GateError: it has another signature, or an answer is NaN or infinite.
     """
-    rows, metrics = _recorded(module, source, recipe)
-    if (signature := signature_of(module, rows)) != trained.signature:
+    try:
+        rows, metrics = _recorded(module, source, recipe)
+    except GateError:
+        raise
+    except Exception as error:  # whatever takes the place of a user's forward raises
+        raise GateError(
+            f"The {type(module).__name__} that was made cannot take the rows that the trained one takes: "
+            f"{type(error).__name__}: {str(error).strip()[:800]}. Nothing was published. Leave out the pass that made "
+            "it, or give calibration rows as long as those."
+        ) from error
+    if (signature := freed(signature_of(module, rows), source)) != trained.signature:
         raise GateError(
             f"The module that was made has another signature, {signature}, than the trained one, {trained.signature}. "
             "Nothing was published."
         )
     _check_finite(rows, signature)
-    return replace(trained, module=module, rows=rows, metrics=metrics)
+    short = shorter(module, source, signature, rows)
+    return replace(trained, module=module, rows=rows, metrics=metrics, shorter=short)
 
 
 def _recorded(module: nn.Module, source: Source, recipe: Recipe) -> tuple[Rows, dict[str, float]]:

@@ -29,7 +29,7 @@ from shipline.export.passes.base import Material, ModulePass, Pass
 from shipline.export.plan import BASELINE, Plan
 from shipline.export.recipe import Recipe
 from shipline.export.rows import replaced
-from shipline.export.runtime import Runtime
+from shipline.export.runtime import Once, Runtime
 from shipline.export.source import Source
 from shipline.export.trained import Trained, calibration_rows, look_again
 from shipline.export.workers import Content, Workers, made_elsewhere
@@ -95,17 +95,16 @@ class Workbench:
 
     def try_out(self, candidate: Candidate) -> None:
         """Run it on real rows, first where it can crash nobody else; GateError where it cannot."""
-        largest = self._recipe.max_batch_size
-        inputs, plan = batch_of(candidate.trained.rows.inputs, largest), candidate.plan
-        survive(candidate.file, plan.backend, plan.serving(largest), inputs)
-        for given in (batch_of(inputs, 1), inputs):
-            candidate.runtime.run(given)
+        largest, plan, like = self._recipe.max_batch_size, candidate.plan, candidate.trained
+        survive(candidate.file, plan.backend, plan.serving(largest), batch_of(like.rows.inputs, largest))
+        for batch in (1, largest):
+            candidate.runtime.run(batch_of(like.usual, batch))
 
     def time(self, candidate: Candidate) -> None:
         """Measure its latency for batches of 1 and the largest, side by side with the float32 graph's."""
         pair = {str(each.plan): each.runtime for each in (self.baseline, candidate)}  # one, for the baseline itself
         for batch in sorted({1, self._recipe.max_batch_size}):
-            taken = measure(pair, self.trained.rows.inputs, batch)
+            taken = measure(pair, self.trained.usual, batch)
             candidate.latencies.append(taken[str(candidate.plan)])
             candidate.against.append(taken[str(BASELINE)])
 
@@ -147,19 +146,29 @@ class Workbench:
         if any(each.shrinks for each in (*plan.module_passes, *plan.passes)):
             yield gates.size(candidate.size, candidate.against_size)
         limit = recipe.allowed_difference(plan)
-        same, candidate.worst = gates.parity(runtime, like.rows, like.signature, largest, limit)
-        trained = self.trained
-        candidate.comparison = compare(runtime, trained.rows, trained.signature, largest, self._source.processing)
+        same, comparison = self._compared(candidate, limit)
         yield same
         if recipe.max_class_drop is not None:
-            yield gates.classes(candidate.comparison.worst_class, recipe.max_class_drop)
-        yield gates.batch_invariance(runtime, like.rows, like.signature, largest, plan.invariance)
+            yield gates.classes(comparison.worst_class, recipe.max_class_drop)
+        yield gates.batch_invariance(runtime, like.rows, like.signature, largest, plan.invariance, like.shorter)
+        if like.shorter:
+            yield gates.padding(runtime, like.shorter, like.rows, like.signature, largest, limit)
         if verdict := gates.not_finite(runtime, like.rows, like.signature, largest, plan.invariance):
             yield verdict
         yield self._determinism(candidate)
         candidate.metrics = self._metrics(runtime, like)
+        trained = self.trained
         found = candidate.metrics[trained.metric]
         yield gates.metric(trained.metric, trained.mode, trained.score, found, self._drop)
+
+    def _compared(self, candidate: Candidate, limit: float) -> tuple[Verdict, Comparison]:
+        """Compare its answers with those of its module, and of the module as it was trained: mostly the same one."""
+        asked, like, trained = Once(candidate.runtime), candidate.trained, self.trained
+        largest = self._recipe.max_batch_size
+        verdict, candidate.worst = gates.parity(asked, like.rows, like.signature, largest, limit, like.shorter)
+        found = compare(asked, trained.rows, trained.signature, largest, self._source.processing)
+        candidate.comparison = found
+        return verdict, found
 
     def _candidate(self, plan: Plan) -> Candidate:
         made = self._made(plan)
@@ -247,15 +256,15 @@ class Workbench:
             settings = served.model_copy(update={"threads": cores()})
             others[cores()] = Runtime(candidate.file.read_bytes(), settings, candidate.plan.backend)
         try:
-            limit = candidate.plan.invariance
-            return gates.determinism(candidate.runtime, others, like.rows, like.signature, largest, limit)
+            limit, runtime = candidate.plan.invariance, candidate.runtime
+            return gates.determinism(runtime, others, like.rows, like.signature, largest, limit, like.shorter)
         finally:
             for other in others.values():
                 other.close()
 
     def _metrics(self, runtime: Runtime, like: Trained) -> dict[str, float]:
         assert like.rows.structure is not None  # signature_of refuses rows that were never recorded
-        forward = runtime.forward_for(like.module, like.signature, like.rows.structure)
+        forward = runtime.forward_for(like.module, like.signature, like.rows.structure, self._source.trim)
         with replaced(like.module, "forward", forward):
             return self._source.evaluate(like.module)
 
@@ -271,7 +280,7 @@ class Workbench:
 
     @cached_property
     def _calibration(self) -> Arrays:
-        return calibration_rows(self.trained, self._source, self._recipe).inputs
+        return self._source.trim(calibration_rows(self.trained, self._source, self._recipe).inputs)
 
 
 def _known(found: Known | GateError) -> Known:

@@ -34,6 +34,7 @@ def model_metadata(model: ServedModel) -> dict[str, Any]:
             "digest": manifest.digest,
             "precision": manifest.precision,
             "max_batch_size": manifest.serving.max_batch_size,
+            "longest": manifest.serving.longest,
             "tolerance": manifest.tolerance,
             "metrics": manifest.metrics,
             "verdicts": [verdict.model_dump() for verdict in manifest.verdicts],

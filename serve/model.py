@@ -20,6 +20,7 @@ from shipline.serve.hosting import Hosting
 from shipline.serve.isolated import IsolatedBackend, backend_class
 from shipline.serve.jobs import Job, Terms
 from shipline.serve.memory import resident
+from shipline.serve.tensors import check_length
 from shipline.serve.threads import in_thread
 from shipline.serve.unproven import UnprovenModel
 from shipline.signature import BYTES, DYNAMIC, Signature
@@ -29,6 +30,8 @@ QUEUED_BATCHES = 64
 INLINE_S = 5e-4
 # What the event loop does for one request; a backend that takes less for it is not what keeps others waiting.
 REQUEST_S = 5e-5
+# A batch that takes longer is slow, however often it is timed.
+SURE_S = 0.25
 # A model whose last batch ended longer ago is asked for a row when somebody wants to know whether it lives; and so long
 # it may take, or as much longer than its largest batch took.
 RECENT_S, ALIVE_S, TIMES = 5.0, 4.0, 5.0
@@ -180,7 +183,7 @@ class ServedModel:
             RequestError: too few or too many rows, too many requests, values that the runtime does not compute with, or
                 no answer in time.
         """
-        self._check_rows(rows)
+        self._check(inputs, rows)
         try:
             return await self._batcher.submit(inputs, rows, terms)
         except InputError as error:
@@ -188,7 +191,7 @@ class ServedModel:
 
     def begin(self, inputs: Arrays, rows: int, terms: Terms) -> Job:
         """Let rows wait, and return the job whose future ends as `infer` does, but for InputError."""
-        self._check_rows(rows)
+        self._check(inputs, rows)
         return self._batcher.begin(inputs, rows, terms)
 
     def check_room(self) -> None:
@@ -199,16 +202,20 @@ class ServedModel:
         """Drop a job whose sender is gone."""
         self._batcher.forget(job)
 
-    def _check_rows(self, rows: int) -> None:
-        if not 1 <= rows <= self.manifest.serving.max_batch_size:
-            raise bad(f"A request has 1 to {self.manifest.serving.max_batch_size} rows for this model; got {rows}.")
+    def _check(self, inputs: Arrays, rows: int) -> None:
+        serving = self.manifest.serving
+        if not 1 <= rows <= serving.max_batch_size:
+            raise bad(f"A request has 1 to {serving.max_batch_size} rows for this model; got {rows}.")
+        if serving.longest is not None:
+            check_length(inputs, serving.longest)
 
-    def prepare(self, raw: Any) -> Arrays:
-        """Return the tensors for one raw input; RequestError where it is at fault."""
+    def prepare(self, raw: Any, *, whole: bool = False) -> Arrays:
+        """Return the tensors for one raw input, or those at full length; RequestError where it is at fault."""
         if self.processing is None:
             raise bad("This model has no processing of raw inputs: send tensors to its infer endpoint.")
         try:
-            return self.processing.inputs(raw, self.manifest.signature)
+            steps = self.processing.whole if whole else self.processing
+            return steps.inputs(raw, self.manifest.signature)
         except (ProcessingError, SignatureError) as error:
             raise bad(str(error)) from error
 
@@ -264,4 +271,6 @@ def _batch_seconds(backend: Backend, row: Arrays, rows: int) -> float:
         began = time.perf_counter()
         backend.run(inputs)
         taken.append(time.perf_counter() - began)
+        if taken[-1] > SURE_S:
+            break
     return min(taken)

@@ -59,6 +59,16 @@ def common_rows(inputs: Arrays) -> int:
     return rows.pop()
 
 
+def check_length(inputs: Arrays, longest: int) -> None:
+    """Raise RequestError 400 unless the rows of all inputs have one length, that the model was proved on."""
+    lengths: set[int] = {array.shape[1] for array in inputs.values()}
+    if len(lengths) > 1:
+        sizes = {name: array.shape[1] for name, array in inputs.items()}
+        raise bad(f"The rows of all inputs must have the same length; got {sizes}.")
+    if max(lengths) > longest:
+        raise bad(f"A row has a length of {longest} at most for this model; got {max(lengths)}.")
+
+
 def short(value: Any) -> str:
     """Return a value as it may stand in a message: not long, and without control characters."""
     if isinstance(value, dict) or (isinstance(value, list) and len(value) > 16):

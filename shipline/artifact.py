@@ -52,6 +52,7 @@ class ServingSettings(BaseModel):
     preferred_batch_size: int | None = Field(default=None, ge=1)  # rows that servers join; default: the largest
     threads: int = Field(default=1, ge=1)
     compute: Literal["float32", "bfloat16"] = "float32"  # what a backend that has the choice computes in
+    longest: int | None = Field(default=None, ge=1)  # rows that differ in length: how long the longest may be
 
 
 class ArtifactManifest(Manifest):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,15 +123,25 @@ def root_logger() -> tuple[int, list[logging.Handler]]:
     return logging.root.level, handlers
 
 
+def new_threads(before: set[threading.Thread]) -> set[str]:
+    """The names of those that keep the process from ending, but for the threads of a server's loop.
+
+    A server that a whole file shares starts these when it first needs them; one that is left behind is found by its own
+    thread.
+    """
+    new = set(threading.enumerate()) - before
+    return {thread.name for thread in new if not thread.daemon and not thread.name.startswith("uvloop_")}
+
+
 @pytest.fixture(autouse=True)
 def leaves_nothing_behind() -> Iterator[None]:
     """Fail a test that leaves a process, a thread of its own, an environment variable or another root logger."""
     environment, before, threads, logger = dict(os.environ), children(), set(threading.enumerate()), root_logger()
     yield
     wait_until(lambda: not (children() - before - _SESSION_PROCESSES), 10)
-    # A server that a whole file shares starts threads of its loop when it first needs them; one that is left behind is
-    # found by its own thread.
-    left = {t.name for t in set(threading.enumerate()) - threads if not t.daemon and not t.name.startswith("uvloop_")}
+    deadline = time.monotonic() + 5  # libraries tell threads to end, and do not wait for them
+    while (left := new_threads(threads)) and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert not left, f"threads left behind: {left}"
     assert root_logger() == logger, "the root logger was changed"
     # PYTEST_CURRENT_TEST changes with every phase.

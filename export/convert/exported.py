@@ -7,11 +7,11 @@ from typing import Literal
 
 import torch
 from torch import nn
-from torch.export import ExportedProgram
+from torch.export import Dim, ExportedProgram
 
 from shipline.backends.torch import SIGNATURE
 from shipline.export.convert.exporters import quiet, refused
-from shipline.export.convert.tensors import as_function, example_of
+from shipline.export.convert.tensors import as_function, example_of, free_dimensions
 from shipline.export.rows import Rows
 from shipline.signature import Signature
 
@@ -38,7 +38,7 @@ def to_exported(
 def program_of(
     module: nn.Module, rows: Rows, signature: Signature, compute: Literal["float32", "bfloat16"]
 ) -> ExportedProgram:
-    """Return the module as a graph, dynamic in its batch dimension, that names no path of this machine.
+    """Return the module as a graph, dynamic in its batch and in a free length, that names no path of this machine.
 
     Raises:
         GateError: the module cannot be exported; the message is the exporter's.
@@ -46,11 +46,13 @@ def program_of(
     example = example_of(rows, signature)
     try:
         with quiet("torch.export"), torch.no_grad():
-            batch = torch.export.Dim("batch", min=1)
+            most = max(tensor.shape[1] if tensor.ndim > 1 else 1 for tensor in example)
+            dimensions = {"batch": Dim("batch", min=1), "length": Dim("length", min=2, max=most)}
+            free = [{at: dimensions[name] for at, name in each.items()} for each in free_dimensions(signature)]
             program = torch.export.export(
                 as_function(module, rows, signature, compute),
                 example,
-                dynamic_shapes=(tuple({0: batch} for _ in example),),
+                dynamic_shapes=(tuple(free),),
             )
     except Exception as error:  # whatever the exporter meets in a user's module
         raise refused(module, "exported with torch.export", error) from error

@@ -14,7 +14,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from shipline.errors import GateError
 from shipline.export.convert.exporters import quiet, refused, root_of
-from shipline.export.convert.tensors import example_of
+from shipline.export.convert.tensors import example_of, free_dimensions
 from shipline.export.rows import Rows
 from shipline.signature import Signature
 
@@ -28,7 +28,7 @@ _LARGEST = (1 << 31) - 1
 def to_onnx(
     module: nn.Module, rows: Rows, signature: Signature, compute: Literal["float32", "bfloat16"] = "float32"
 ) -> bytes:
-    """Return the module as one self-contained float32 ONNX file, dynamic in its batch dimension.
+    """Return the module as one self-contained float32 ONNX file, dynamic in its batch and in a free length.
 
     What it is computed in, runtimes of ONNX decide by their settings.
 
@@ -38,7 +38,7 @@ def to_onnx(
     Raises:
         GateError: the module cannot be exported; the message is the exporter's.
     """
-    _check_size(module)
+    _check_weights(module)
     names = [spec.name for spec in signature.inputs]
     example = dict(zip(names, example_of(rows, signature), strict=True))
     try:
@@ -49,26 +49,34 @@ def to_onnx(
                 kwargs=example,
                 input_names=names,
                 output_names=[f"{_OUTPUT}{number}" for number in range(len(signature.outputs))],
-                dynamic_shapes={name: {0: "batch"} for name in names},
+                dynamic_shapes=dict(zip(names, free_dimensions(signature), strict=True)),
                 dynamo=True,
                 external_data=False,
                 verbose=False,
             )
         assert program is not None
         _name_outputs(program, [spec.name for spec in signature.outputs])
-        model = _without_traces(program.model_proto)
+        model = bytes(_without_traces(program.model_proto).SerializeToString())
+        del program
         onnx.checker.check_model(model, full_check=True)
     except Exception as error:  # whatever the exporter meets in a user's module
         root = root_of(error)
         if isinstance(root, GuardOnDataDependentSymNode):
             raise GateError(_depends_on_values(module, root)) from error
         raise refused(module, "exported to ONNX", error) from error
-    return bytes(model.SerializeToString())
+    return model
 
 
-def _check_size(module: nn.Module) -> None:
+def _check_weights(module: nn.Module) -> None:
     """Before the exporter has worked for minutes, and taken several times as much memory."""
-    size = sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
+    weights = (*module.parameters(), *module.buffers())
+    if any(tensor.dtype == torch.bfloat16 for tensor in weights):
+        raise GateError(
+            f"{type(module).__name__} has weights in bfloat16, and onnxruntime, by which every export is proved, has "
+            "none of its operators for them on a CPU. Nothing was published. Give the module in float32 "
+            "(`module.float()`); precision='bfloat16' computes it in bfloat16."
+        )
+    size = sum(tensor.nbytes for tensor in weights)
     if size >= _LARGEST:
         raise GateError(
             f"{type(module).__name__} has {size:,} bytes of weights, and a file of ONNX, by which every export is "

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from shipline.export.rows import Rows
-from shipline.signature import Signature
+from shipline.signature import DYNAMIC, Signature
 
 
 class TensorFunction(nn.Module):
@@ -57,6 +57,15 @@ def as_function(
         function(*example)
     function._copies = [tensor._version for tensor in example] != before  # noqa: SLF001
     return function
+
+
+def free_dimensions(signature: Signature) -> list[dict[int, str]]:
+    """Return what may vary of each input: its batch and, where rows differ in that, its length, in all the same."""
+    names = ("batch", "length")
+    return [
+        {place: name for place, name in enumerate(names) if spec.shape[place : place + 1] == (DYNAMIC,)}
+        for spec in signature.inputs
+    ]
 
 
 def example_of(rows: Rows, signature: Signature, count: int = 2) -> tuple[torch.Tensor, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,25 @@ class Processing:
         for step in self.after:
             value = step(value)
         return value.tolist() if isinstance(value, np.ndarray) else value
+
+    @property
+    def longest(self) -> int | None:
+        """How long the longest row is, where rows differ in their first dimension; None where all have one shape."""
+        return None if self._lengthy is None else self._lengthy.longest
+
+    @property
+    def _lengthy(self) -> Step | None:
+        """The step that says how long rows are."""
+        return next((step for step in reversed(self.before) if step.longest is not None), None)
+
+    @cached_property
+    def whole(self) -> Processing:
+        """The same steps with all rows as long as the longest: what a module is trained and proved on."""
+        return self if self.longest is None else Processing([step.whole() for step in self.before], self.after)
+
+    def trim(self, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Cut rows of `whole`, with a batch dimension, down to the length that the longest of them needs."""
+        return rows if self._lengthy is None else self._lengthy.trim(rows)
 
     @property
     def takes_bytes(self) -> bool:

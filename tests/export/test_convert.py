@@ -249,3 +249,13 @@ def test_a_module_that_fits_no_file_is_refused_before_it_is_exported() -> None:
     said = r"Large has 2,147,483,648 bytes of weights, .* holds 2,147,483,647 at most\. Nothing was published"
     with pytest.raises(GateError, match=said):
         to_onnx(module, rows, signature_of(module, rows))
+
+
+def test_weights_in_bfloat16_are_refused_with_what_to_do() -> None:
+    module = nn.Linear(64, 2).bfloat16()
+    rows = record(nn.Linear(64, 2), {"input": torch.zeros(4, 64)})
+    said = (
+        r"Linear has weights in bfloat16, .* Nothing was published\. Give the module in float32 \(`module\.float\(\)`\)"
+    )
+    with pytest.raises(GateError, match=said):
+        to_onnx(module, rows, signature_of(module, rows))

@@ -13,7 +13,13 @@ import pytest
 import safetensors.torch
 import torch
 from texts import ABOUT, MINILM, SENTENCES, SUBJECTS, write_classifier
-from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
 
 import shipline as sl
 from shipline.errors import ConfigError, IntegrityError, ShiplineError
@@ -76,6 +82,27 @@ def test_the_lengths_that_a_model_was_made_for() -> None:
     assert sl.huggingface(MINILM).processing.before[0].max_length == 256  # type: ignore[union-attr,attr-defined]
     with pytest.raises(ConfigError, match="max_length is 257; model takes 1 to 256 tokens"):
         sl.huggingface(MINILM, max_length=257)
+    with pytest.raises(ConfigError, match="max_length is '64'; model takes 1 to 256 tokens"):
+        sl.huggingface(MINILM, max_length="64")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"of model: .* max_length 2 leaves no room beside 2 special tokens"):
+        sl.huggingface(MINILM, max_length=2)
+
+
+def test_the_first_places_of_roberta_are_not_for_tokens(tmp_path: Path) -> None:
+    config = RobertaConfig(
+        vocab_size=30522, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        max_position_embeddings=42, pad_token_id=0, num_labels=2,
+    )  # fmt: skip
+    RobertaForSequenceClassification(config).save_pretrained(tmp_path)
+    shutil.copy(MINILM / "tokenizer.json", tmp_path)
+    assert sl.huggingface(tmp_path).processing.before[0].max_length == 41  # type: ignore[union-attr,attr-defined]
+
+
+def test_the_models_own_number_says_what_pads(classifier: Path, tmp_path: Path) -> None:
+    shutil.copytree(classifier, root := tmp_path / "subjects")
+    (root / "tokenizer_config.json").unlink()  # as of xlm-roberta-base, which says nothing of padding in it
+    edit("config.json", pad_token_id=101)(root)
+    assert sl.huggingface(root).processing.before[0].pad_token == "[CLS]"  # type: ignore[union-attr,attr-defined]
 
 
 def test_a_classifier_answers_labels(classifier: Path) -> None:
@@ -174,6 +201,10 @@ def prompted(root: Path) -> None:
     (root / "config_sentence_transformers.json").write_text('{"default_prompt_name": "query"}')
 
 
+def writes(name: str, text: str) -> Callable[[Path], Any]:
+    return lambda root: (root / name).write_text(text)
+
+
 def fewer_weights(root: Path) -> None:
     weights = safetensors.torch.load_file(root / "model.safetensors")
     weights.pop("bert.encoder.layer.0.output.dense.weight")
@@ -204,7 +235,11 @@ def pools(**modes: bool) -> Callable[[Path], None]:
         ([remote_code, *EMBEDS[1:], pools(pooling_mode_cls_token=True)], IntegrityError, "cannot be loaded"),
         ([fewer_weights], IntegrityError, "lacks 1 of the model's weights, or has others: bert.encoder"),
         ([cut], IntegrityError, "subjects cannot be loaded"),
-        ([lambda root: (root / "config.json").write_text("{")], IntegrityError, r"/config\.json cannot be read"),
+        ([writes("config.json", "{")], IntegrityError, r"/config\.json cannot be read"),
+        ([writes("config.json", "[]")], IntegrityError, r"/config\.json holds a list; a dict is"),
+        ([writes("tokenizer.json", "7")], IntegrityError, r"tokenizer\.json holds a int; a dict"),
+        ([EMBEDS[0], writes("modules.json", "{}")], IntegrityError, r"s\.json holds a dict; a l"),
+        ([EMBEDS[0], writes("modules.json", "[7]")], ConfigError, "is made of nothing; known is"),
         ([edit("config.json", architectures=["BertForMaskedLM"])], ConfigError, "is a BertForMaskedLM without"),
         ([edit("config.json", problem_type="multi_label_classification")], ConfigError, "gives several labels at once"),
         ([EMBEDS[0], modules(("Transformer", ""), ("Dense", "2_Dense"))], ConfigError, "is made of Transformer, Dense"),
@@ -212,6 +247,11 @@ def pools(**modes: bool) -> Callable[[Path], None]:
         ([*EMBEDS, pools(pooling_mode_mean_tokens=True, pooling_mode_cls_token=True)], ConfigError, "known is one of"),
         ([*EMBEDS, pools(pooling_mode_lasttoken=True)], ConfigError, "pools by pooling_mode_lasttoken; known is"),
         ([*EMBEDS, prompted], ConfigError, "puts a prompt before each text"),
+        ([edit("tokenizer_config.json", pad_token=None), edit("config.json", pad_token_id=None)], ConfigError,
+         "subjects names no token to pad with, neither pad_token in tokenizer_config"),
+        ([edit("tokenizer_config.json", pad_token="<pad>")], ConfigError, "of subjects: .* '<pad>' is not in the tok"),
+        ([edit("tokenizer_config.json", padding_side="top")], ConfigError, "padding_side: Input should be 'left' or"),
+        ([edit("config.json", id2label=dict.fromkeys(range(4), "wine"))], ConfigError, "names: .* must occur once"),
     ],
 )  # fmt: skip
 def test_directories_that_are_refused(

@@ -16,7 +16,7 @@ from shipline.errors import GateError
 from shipline.export.convert.onnx import to_onnx
 from shipline.export.latency import ENOUGH_ROUNDS, ROUNDS, measure
 from shipline.export.rows import replaced
-from shipline.export.runtime import Runtime
+from shipline.export.runtime import Once, Runtime
 from shipline.export.signature import signature_of
 from shipline.signature import DYNAMIC
 
@@ -107,3 +107,19 @@ def test_what_is_clearly_slower_is_timed_no_longer() -> None:
         }
         found = measure(runtimes, {"x": np.zeros((1, 2), np.float32)}, 1)
         assert {len(taken.rounds_ms) for taken in found.values()} == {rounds}
+
+
+def test_each_batch_is_asked_once() -> None:
+    class Adds:
+        def __init__(self) -> None:
+            self.batches = list[int]()
+
+        def run(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+            self.batches.append(len(inputs["a"]))
+            return [inputs["a"] + inputs["b"]]
+
+    adds, a = Adds(), np.arange(6.0).reshape(3, 2)
+    once = Once(adds)
+    for given in ({"a": a, "b": a}, {"a": a[:2], "b": a[:2]}, {"a": a, "b": a + 1}, {"a": a, "b": a.copy()}):
+        np.testing.assert_array_equal(once.run(given)[0], given["a"] + given["b"])
+    assert adds.batches == [3, 2, 3]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_modules import CellTable, Digits, Tiny
 from torch._inductor import config
 
 import shipline as sl
@@ -19,7 +20,7 @@ from shipline.artifact import Artifact, open_model
 from shipline.backends.openvino import OpenVinoBackend
 from shipline.commands import main
 from shipline.errors import GateError, MissingExtraError
-from shipline.export import Source, plan, processor, search, workbench
+from shipline.export import Source, plan, processor, proof, search, source_of, workbench
 from shipline.export.candidate import Candidate
 from shipline.export.latency import Latency
 from shipline.export.passes.prune_channels import PruneChannels
@@ -77,6 +78,7 @@ def test_every_precision_is_tried_on_every_backend(
         "int8-smooth on onnxruntime": smooth,
         "int4-weights on onnxruntime": small,
         "int8-smooth on openvino": smooth,
+        "int8-smooth-bfloat16 on openvino": smooth,
     }
     said = json.loads(artifact.read("report.json"))["refused"]
     assert said == [f"{way}: The graph cannot be made {why}" for way, why in refused.items()]
@@ -97,6 +99,23 @@ def test_the_fastest_that_passes_is_published(trained: Run, tmp_path: Path, time
     [failed] = [verdict for verdict in found["int8-dynamic on onnxruntime"]["verdicts"] if not verdict["passed"]]
     assert failed["gate"] == "batch_invariance"
     assert [name for name, each in found.items() if each["chosen"]] == ["int8 on openvino"]
+
+
+def test_a_search_that_would_be_in_vain_does_not_begin(
+    trained: Run, trained_cells: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The module's metric, and its raw rows, need no candidate to be judged."""
+    monkeypatch.setattr(proof, "search", lambda *_: pytest.fail("it has begun"))
+
+    class Others(CellTable):
+        def raw_rows(self) -> Any:
+            return [{name: value + 1 for name, value in row.items()} for row in list(super().raw_rows())[:3]]
+
+    with pytest.raises(GateError, match=r"Cells failed 1 of 2 gates; nothing .*\n  preprocessing: 0 of 3 raw rows"):
+        sl.export(trained_cells, "auto", data=Others(), to=str(tmp_path / "m"))
+    worse = dataclasses.replace(source_of(trained.checkpoint, Tiny), recorded={"val_acc": 2.0})
+    with pytest.raises(GateError, match=r"Tiny failed 1 of 1 gates; nothing .*\n  rebuilt: val_acc of the rebuilt"):
+        sl.export(worse, "auto", data=Digits(), to=str(tmp_path / "m"))
 
 
 def test_an_int8_that_is_slower_is_not_published(trained: Run, tmp_path: Path, timed: Any) -> None:

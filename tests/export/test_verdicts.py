@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from typing import Any, ClassVar
 
 import numpy as np
@@ -11,6 +13,7 @@ import torch
 import shipline as sl
 from shipline.export import gates
 from shipline.export.latency import Latency
+from shipline.export.lengths import Shorter
 from shipline.export.recipe import Recipe
 from shipline.export.rows import Rows
 
@@ -58,6 +61,49 @@ def test_parity_is_asked_for_in_batches_of_many_sizes(largest: int, sizes: set[i
     assert gates.parity(runtime, rows, signature, largest, 1e-4)[0].passed
     assert set(runtime.batches) == sizes
     assert sum(runtime.batches) < 2.5 * (32 + 64 + 70)
+
+
+class Sums:
+    """Keeps how many rows of which length it was asked for by batch; adds one in some of these."""
+
+    def __init__(self, *wrong: tuple[int, int]) -> None:
+        self._wrong, self.asked = wrong, Counter[tuple[int, int]]()
+
+    def run(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        rows, length = inputs["x"].shape
+        self.asked[rows, length] += rows
+        return [inputs["x"].sum(axis=1, keepdims=True) + np.float32((rows, length) in self._wrong)]
+
+
+def padded(shorter_rows: int) -> tuple[Rows, Any, tuple[Shorter, ...]]:
+    """Rows of 3 numbers in 8 places, whose sum is asked for."""
+    values = np.pad(np.linspace(1, 2, 210, dtype=np.float32).reshape(70, 3), [(0, 0), (0, 5)])
+    rows, sums = Rows(70), values.sum(axis=1, keepdims=True)
+    rows.add({"x": torch.from_numpy(values)}, torch.from_numpy(sums))
+    return rows, rows_of(values)[1], (Shorter({"x": values[:shorter_rows, :3]}, [sums[:shorter_rows]]),)
+
+
+@pytest.mark.parametrize(("shorter_rows", "in_full"), [(48, 2), (31, 64)])
+def test_rows_of_the_usual_length_stand_for_most_in_batches_between(shorter_rows: int, in_full: int) -> None:
+    sums, (rows, signature, shorter) = Sums(), padded(shorter_rows)
+    assert gates.parity(sums, rows, signature, 32, 1e-4, shorter)[0].passed
+    assert {rows for rows, length in sums.asked if length == 8} >= {1, 2, 3, 31, 32}
+    assert sums.asked[2, 8] == in_full
+    assert sums.asked[2, 3] == (shorter_rows if shorter_rows >= 32 else 0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ((31, 8), r"\(row \d+, output 'y', in a batch of 31\)"),
+        ((2, 3), r"\(row \d+ of those of a length of 3, output 'y', in a batch of 2\)"),
+    ],
+)
+def test_a_wrong_answer_is_seen_at_the_usual_length_and_in_full(wrong: tuple[int, int], said: str) -> None:
+    rows, signature, shorter = padded(48)
+    verdict, _ = gates.parity(Sums(wrong), rows, signature, 32, 1e-4, shorter)
+    assert not verdict.passed
+    assert re.search(said, verdict.message)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 17, 31, 32, 6])

@@ -50,6 +50,14 @@ def test_what_is_no_version_is_refused_before_anything_else(
         exporter.export(source, sl.Recipe(), open_model(str(tmp_path / "m")), version)
 
 
+def test_a_bucket_that_is_not_there_is_refused_before_anything_else(
+    source: Any, s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporter, "prove", lambda *_: pytest.fail("it was proved"))
+    with pytest.raises(StoreError, match="Cannot list s3://bucket-of-nobody/m: the bucket does not exist"):
+        exporter.export(source, sl.Recipe(), open_model("s3://bucket-of-nobody/m"))
+
+
 def at_once(publish: Publish, url: str, version: str | None) -> tuple[list[Artifact], list[Exception]]:
     """Two exports, each in a thread."""
     published: list[Artifact] = []

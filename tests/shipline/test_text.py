@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from shipline import plugins
 from shipline.errors import IntegrityError, MissingExtraError, ProcessingError, SignatureError
-from shipline.processing import Labels, Processing, Softmax, Step, Tokenize
+from shipline.processing import Columns, Labels, Processing, Softmax, Step, Tokenize
 from shipline.signature import Signature, TensorSpec
 
 ALL = ("input_ids", "attention_mask", "token_type_ids")
@@ -69,6 +69,59 @@ def test_it_is_what_transformers_makes_of_texts(length: int, side: Any) -> None:
         assert {name: array.tolist() for name, array in found.items()} == {name: wanted[name] for name in ALL}
 
 
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(("unit", "most"), [(1, 20), (8, 20), (16, 64), (100, 12)])
+def test_rows_are_as_long_as_their_texts_need(unit: int, most: int, side: Any) -> None:
+    theirs = AutoTokenizer.from_pretrained(MINILM, padding_side=side)
+    step = Tokenize(tokenizer=TOKENIZER, max_length=most, inputs=ALL, padding_side=side, pad_to_multiple_of=unit)
+    for text in [*SENTENCES[:40], "", "a" * 300]:
+        found, whole = step(text), step.whole()(text)
+        tokens = theirs(text, truncation=True, max_length=most)["input_ids"]
+        length = min((len(tokens) + unit - 1) // unit * unit, most)
+        wanted = theirs(text, padding="max_length", truncation=True, max_length=length)
+        assert {name: array.tolist() for name, array in found.items()} == {name: wanted[name] for name in ALL}
+        wanted = theirs(text, padding="max_length", truncation=True, max_length=most)
+        assert {name: array.tolist() for name, array in whole.items()} == {name: wanted[name] for name in ALL}
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("inputs", [ALL, ("input_ids",), ("attention_mask",)])
+@pytest.mark.parametrize("unit", [1, 8])
+def test_whole_rows_are_trimmed_to_what_the_longest_of_them_needs(unit: int, inputs: Any, side: Any) -> None:
+    step = Tokenize(tokenizer=TOKENIZER, max_length=40, inputs=inputs, padding_side=side, pad_to_multiple_of=unit)
+    processing = Processing([step])
+    for texts in (SENTENCES[:1], ["", "Iris", "two words"], ["Iris", " ".join(SENTENCES)]):
+        whole = [processing.whole.prepare(text) for text in texts]
+        found = processing.trim({name: np.stack([row[name] for row in whole]) for name in inputs})
+        longest = max(len(step(text)[inputs[0]]) for text in texts)
+        padded = step.model_copy(update={"pad_to_multiple_of": None, "max_length": longest})
+        for name, rows in found.items():
+            assert rows.flags.c_contiguous
+            assert rows.tolist() == [padded(text)[name].tolist() for text in texts]
+
+
+def test_rows_that_nothing_tells_the_length_of_are_not_trimmed() -> None:
+    rows = {"token_type_ids": np.zeros((2, 40), np.int64)}
+    step = Tokenize(tokenizer=TOKENIZER, max_length=40, inputs=("token_type_ids",), pad_to_multiple_of=8)
+    assert Processing([step]).trim(rows) is rows
+    assert Processing([step.whole()]).trim(rows) is rows
+
+
+def test_a_processing_knows_how_long_its_rows_are() -> None:
+    free = Processing([Tokenize(tokenizer=TOKENIZER, max_length=20, pad_to_multiple_of=8)], [Softmax()])
+    assert free.longest == 20
+    assert free.whole.longest is None
+    assert free.whole.after == free.after
+    assert free.whole is free.whole  # its tokenizer is read once
+    assert free.whole.whole is free.whole
+    again = Processing.from_json(free.to_json())
+    assert again.longest == 20
+    assert again.prepare("Iris")["input_ids"].shape == (8,)
+    assert Processing([Columns(numeric=("a",))]).longest is None
+    for unit in (20, 32):  # a multiple that all rows are as long as
+        assert Processing([Tokenize(tokenizer=TOKENIZER, max_length=20, pad_to_multiple_of=unit)]).longest is None
+
+
 @pytest.mark.parametrize(
     ("raw", "said"),
     [
@@ -95,6 +148,7 @@ def test_what_is_no_text(raw: Any, said: str) -> None:
         ({"max_length": 2}, "max_length 2 leaves no room beside 2 special tokens"),
         ({"max_length": 0}, "greater than or equal to 1"),
         ({"inputs": ()}, "at least 1 item"),
+        ({"pad_to_multiple_of": 0}, "greater than or equal to 1"),
         ({"inputs": ("input_ids", "input_ids")}, "each input must occur once"),
         ({"inputs": ("ids",)}, "Input should be 'input_ids', 'attention_mask' or 'token_type_ids'"),
     ],

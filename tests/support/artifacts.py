@@ -263,6 +263,27 @@ def count() -> Graph:
     )
 
 
+def words(padding: int = 0) -> Graph:
+    """`input_ids` and `attention_mask` int64 [-1, -1] -> `y` int64 [-1, 1]: the sum of a text's tokens.
+
+    `padding` is what each place counts besides, whether there is a token or none.
+    """
+    return Graph(
+        _model(
+            [
+                helper.make_node("Mul", ["input_ids", "attention_mask"], ["there"]),
+                helper.make_node("Add", ["there", "padding"], ["all"]),
+                helper.make_node("ReduceSum", ["all", "axes"], ["y"]),
+            ],
+            signature := _signature({"input_ids": ("int64", -1), "attention_mask": ("int64", -1)}, {"y": ("int64", 1)}),
+            {"axes": np.array([1]), "padding": np.array([padding])},
+        ),
+        signature,
+        lambda inputs: {"y": (inputs["input_ids"] * inputs["attention_mask"] + padding).sum(1, keepdims=True)},
+        {"input_ids": np.array([[3, 1]]), "attention_mask": np.array([[1, 1]])},
+    )
+
+
 def picture() -> tuple[Graph, Raw]:
     """`image` float32 [-1, 1, 8, 8] -> `logits` float32 [-1, 10], and the processing of PNG files."""
     weight = np.random.default_rng(2).standard_normal((64, 10)).astype(np.float32)

@@ -32,6 +32,7 @@ bench: $(READY)
 	$(BIN)/python benchmarks/training.py --task transformer --rounds 3
 	$(BIN)/python benchmarks/checkpoints.py --rounds 3
 	$(BIN)/python benchmarks/serving.py
+	$(BIN)/python benchmarks/texts.py
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/cluster.py --plot runs/cluster.svg
 	$(BIN)/python benchmarks/pruning.py

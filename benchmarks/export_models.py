@@ -101,10 +101,10 @@ def table(scratch: Path) -> Model:
 
 
 def minilm(scratch: Path) -> Model:
-    """all-MiniLM-L6-v2 on sentences of scikit-learn's descriptions, of 64 tokens."""
+    """all-MiniLM-L6-v2 on sentences of scikit-learn's descriptions, all padded to 64 tokens."""
     from texts import MINILM, SENTENCES
 
-    source = sl.huggingface(MINILM, max_length=64)
+    source = sl.huggingface(MINILM, max_length=64, pad_to_multiple_of=None)
     prepared = [source.processing.prepare(text) for text in SENTENCES]
     rows = {name: np.stack([row[name] for row in prepared]) for name in prepared[0]}
     return Model(

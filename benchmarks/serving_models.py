@@ -98,7 +98,7 @@ def minilm(file: Path) -> Arrays:
     """Write all-MiniLM-L6-v2 as an ONNX file, and return sentences of 32 tokens."""
     from texts import MINILM, SENTENCES
 
-    source = sl.huggingface(MINILM, max_length=TOKENS)
+    source = sl.huggingface(MINILM, max_length=TOKENS, pad_to_multiple_of=None)
     sentences = SENTENCES[:ROWS]
     artifact = sl.export(source, "float32", rows=SENTENCES, to=str(file.parent / "exported" / "minilm"))
     file.write_bytes(artifact.read("model.onnx"))

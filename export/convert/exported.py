@@ -11,7 +11,7 @@ from torch.export import Dim, ExportedProgram
 
 from shipline.backends.torch import SIGNATURE
 from shipline.export.convert.exporters import quiet, refused
-from shipline.export.convert.tensors import as_function, example_of, free_dimensions
+from shipline.export.convert.tensors import advice_on, as_function, example_of, free_dimensions
 from shipline.export.rows import Rows
 from shipline.signature import Signature
 
@@ -55,7 +55,7 @@ def program_of(
                 dynamic_shapes=(tuple(free),),
             )
     except Exception as error:  # whatever the exporter meets in a user's module
-        raise refused(module, "exported with torch.export", error) from error
+        raise refused(module, "exported with torch.export", error, advice_on(error, signature)) from error
     for part in program.graph_module.modules():
         for node in part.graph.nodes if isinstance(part, torch.fx.GraphModule) else ():
             for note in _NOTES:

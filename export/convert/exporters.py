@@ -31,10 +31,8 @@ def quiet(*loggers: str) -> Iterator[None]:
 def refused(module: nn.Module, how: str, error: BaseException, advice: str = "") -> GateError:
     """Return the error for a module on which an exporter gave up, with its first cause."""
     root = root_of(error)
-    return GateError(
-        f"{type(module).__name__} cannot be {how}, so nothing was published: {type(root).__name__}: "
-        f"{str(root).strip()[:800]}{advice}"
-    )
+    said = f"{type(root).__name__}: {str(root).strip()[:800].rstrip('.')}"
+    return GateError(f"{type(module).__name__} cannot be {how}, so nothing was published: {said}.{advice}")
 
 
 def root_of(error: BaseException) -> BaseException:

@@ -14,7 +14,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from shipline.errors import GateError
 from shipline.export.convert.exporters import quiet, refused, root_of
-from shipline.export.convert.tensors import example_of, free_dimensions
+from shipline.export.convert.tensors import advice_on, example_of, free_dimensions
 from shipline.export.rows import Rows
 from shipline.signature import Signature
 
@@ -63,7 +63,7 @@ def to_onnx(
         root = root_of(error)
         if isinstance(root, GuardOnDataDependentSymNode):
             raise GateError(_depends_on_values(module, root)) from error
-        raise refused(module, "exported to ONNX", error) from error
+        raise refused(module, "exported to ONNX", error, advice_on(root, signature)) from error
     return model
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from shipline.export.lengths import OTHERWISE
 from shipline.export.rows import Rows
 from shipline.signature import DYNAMIC, Signature
 
@@ -66,6 +67,12 @@ def free_dimensions(signature: Signature) -> list[dict[int, str]]:
         {place: name for place, name in enumerate(names) if spec.shape[place : place + 1] == (DYNAMIC,)}
         for spec in signature.inputs
     ]
+
+
+def advice_on(error: BaseException, signature: Signature) -> str:
+    """Return what to do where the module fixes the length, which torch says by the dimension; nothing otherwise."""
+    free = any("length" in names.values() for names in free_dimensions(signature))
+    return f" {OTHERWISE}" if free and "shape[1]" in str(error) else ""
 
 
 def example_of(rows: Rows, signature: Signature, count: int = 2) -> tuple[torch.Tensor, ...]:

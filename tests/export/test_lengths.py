@@ -70,6 +70,16 @@ class TakesOneLength(Words):
         return self.answer((self.words(input_ids) * weights).sum(1))
 
 
+class WalksOverWords(Words):
+    """What torch exports as so many products in a row."""
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        kept, total = attention_mask.unsqueeze(-1), torch.zeros(())
+        for place in range(input_ids.shape[1]):
+            total = total * 0.9 + self.answer(self.words(input_ids[:, place])) * kept[:, place]
+        return total * 0.9 ** (LONGEST - input_ids.shape[1])
+
+
 def processing(unit: int | None = UNIT) -> Processing:
     return Processing([Tokenize(tokenizer=TOKENIZER, max_length=LONGEST, pad_to_multiple_of=unit)])
 
@@ -157,6 +167,7 @@ def test_rows_of_one_length_are_as_ever(tmp_path: Path) -> None:
         (SeesPadding, r"(?s)padding: rows padded to 16, 32, 48 .* 0\.0001 is allowed"),
         (AnswersEachWord, r"AnswersEachWord answers longer rows with a longer 'output' \(\[48, 4\] and \[16, 4\]\)"),
         (TakesOneLength, "TakesOneLength cannot take rows of a length of 16: RuntimeError"),
+        (WalksOverWords, r"(?s)cannot be exported to ONNX, .* static shape of 48 for dimension inputs\['input_ids'\]"),
     ],
 )
 def test_a_module_to_which_padding_matters_is_refused(module: type[nn.Module], said: str, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from shipline.export.rows import Rows
 from shipline.signature import Signature
 
 #: The line of the user's code that torch.export stopped at.
-_CALL = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in forward\n(?P<code>.*)')
+_CALL = re.compile(r'call raised this error:\s+File "(?P<file>[^"]+)", line (?P<line>\d+), in .*\n(?P<code>.*)')
 _OUTPUT = "shipline.output."
 #: What a message of protobuf, and so a file of ONNX, can be.
 _LARGEST = (1 << 31) - 1
@@ -122,7 +122,8 @@ def _parts(body: onnx.GraphProto | onnx.FunctionProto) -> Iterator[Any]:
 
 def _depends_on_values(module: nn.Module, error: Exception) -> str:
     found = _CALL.search(str(error))
-    where = f" at {Path(found['file']).name}:{found['line']}, `{found['code'].strip()}`" if found else ""
+    where = f" at {Path(found['file']).name}:{found['line']}" if found else ""
+    where += f", `{found['code'].strip()}`" if found and found["code"].strip() else ""
     return (
         f"forward of {type(module).__name__} decides by the values of its inputs{where}; a graph takes the same way "
         "for all. Nothing was published. Write it for all rows alike, with torch.where or torch.cond."

@@ -206,13 +206,18 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Any], name: str, where
 
 
 def check_finite(module: nn.Module, where: str) -> None:
-    """Raise GateError where a weight is NaN, infinite or missing, or a buffer NaN: masks of attention are infinite."""
+    """Raise GateError where a weight is NaN, infinite, missing or sparse, or a buffer NaN: some masks are infinite."""
     weights = dict(module.named_parameters(remove_duplicate=False))
     for name, tensor in _tensors(module.state_dict()).items():
         if is_lazy(tensor):
             raise GateError(
                 f"{where} has a lazy layer that has no weights yet: {name!r}. Nothing was published. Call the module "
                 "with a batch, and train it."
+            )
+        if tensor.layout != torch.strided:
+            raise GateError(
+                f"{where} has {name!r} as a {tensor.layout}, which neither files nor a graph can hold. Nothing was "
+                "published. Keep it dense, by `.to_dense()`."
             )
         wrong = _not_finite if name in weights else torch.isnan
         bad = int(wrong(tensor).sum()) if tensor.is_floating_point() else 0

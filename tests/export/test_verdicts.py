@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import shipline as sl
+from shipline.errors import GateError
 from shipline.export import gates
 from shipline.export.latency import Latency
 from shipline.export.lengths import Shorter
@@ -149,6 +150,22 @@ def test_a_row_that_is_not_finite_is_told_from_its_mates() -> None:
     verdict = gates.not_finite(telling, rows, signature, 8, 1e-4)
     assert verdict is not None
     assert verdict.message == "a row of NaN or infinity changes no other row's answer; its own says so"
+
+
+def test_a_row_that_is_not_finite_may_be_refused() -> None:
+    """Such as one of which an index is made, which is out of range then."""
+
+    class Refuses:
+        def run(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+            if not np.isfinite(inputs["x"]).all():
+                raise GateError("onnxruntime cannot run the graph.")
+            return [inputs["x"]]
+
+    refusing: Any = Refuses()
+    verdict = gates.not_finite(refusing, *rows_of(np.linspace(0, 1, 8, dtype=np.float32)[:, None]), 8, 1e-4)
+    assert verdict is not None
+    assert verdict.passed
+    assert "no other row's answer; a batch with one fails, and servers run it in halves" in verdict.message
 
 
 def test_whole_numbers_are_always_finite() -> None:

@@ -56,6 +56,13 @@ def test_weights_that_are_not_there_yet() -> None:
         Source.of_module(nn.Sequential(nn.LazyLinear(2)))
 
 
+def test_a_tensor_that_is_not_dense() -> None:
+    net = nn.Linear(4, 2)
+    net.register_buffer("edges", torch.eye(4).to_sparse())
+    with pytest.raises(GateError, match=r"The Linear has 'edges' as a torch\.sparse_coo, which .*`\.to_dense\(\)`"):
+        Source.of_module(net)
+
+
 @pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm` is deprecated:FutureWarning")
 @pytest.mark.parametrize("computed", [lambda net: prune.l1_unstructured(net, "weight", 0.5), nn.utils.weight_norm])
 def test_weights_that_are_computed_in_each_forward(computed: Callable[[nn.Module], Any], tmp_path: Path) -> None:

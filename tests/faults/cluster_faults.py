@@ -7,6 +7,7 @@ Writes into DIRECTORY/found.json what came of each. One cluster serves all; its 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -143,7 +144,7 @@ class Scenarios:
         removing.join()
         return {
             "steps": trainer.global_step, "difference": self.difference(module), "faults": self.faults("survived"),
-            "checkpoints": self.checkpoints("survived"), "actors": alive_workers(),
+            "checkpoints": self.checkpoints("survived"), "actors": workers_left(),
         }  # fmt: skip
 
     def _remove_node(self, mark: Path) -> None:
@@ -155,7 +156,7 @@ class Scenarios:
         """An error that comes at each attempt."""
         marks = self.marks("raised")
         found = self.caught("raised", Fault("raise", 5, 1, marks, again=True), cluster={"max_failures": 1})
-        return {**found, "faults": self.faults("raised"), "actors": alive_workers()}
+        return {**found, "faults": self.faults("raised"), "actors": workers_left()}
 
     def no_memory(self) -> Any:
         """A worker that may take no more memory."""
@@ -276,6 +277,13 @@ def listening(pid: int) -> set[str]:
             continue
         found |= {connection.laddr.ip for connection in connections if connection.status == psutil.CONN_LISTEN}
     return found
+
+
+def workers_left() -> int:
+    """How many processes of workers there still are a moment after a run is over."""
+    with contextlib.suppress(AssertionError):
+        wait_until(lambda: alive_workers() == 0)
+    return alive_workers()
 
 
 def rows_of(seen: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 
 from shipline import plugins
 from shipline.errors import IntegrityError
+from shipline.export.convert.exporters import quiet
 
 CONFIG = "config.json"
 
@@ -37,9 +38,9 @@ def below(root: Path, part: str) -> Path:
 
 def load(kind: str, root: Path) -> Any:
     """Load a model of transformers; IntegrityError where weights are missing, which it would fill with random ones."""
-    auto = plugins.load_target(f"transformers:{kind}")
-    try:
-        with _quiet():
+    with _quiet():
+        auto = plugins.load_target(f"transformers:{kind}")
+        try:
             model, found = auto.from_pretrained(
                 root,
                 use_safetensors=True,
@@ -48,8 +49,8 @@ def load(kind: str, root: Path) -> Any:
                 dtype=torch.float32,
                 output_loading_info=True,
             )
-    except Exception as error:  # of the library, of safetensors, of the parsers
-        raise IntegrityError(f"{root.name} cannot be loaded: {type(error).__name__}: {str(error)[:500]}") from error
+        except Exception as error:  # of the library, of safetensors, of the parsers
+            raise IntegrityError(f"{root.name} cannot be loaded: {type(error).__name__}: {str(error)[:500]}") from error
     wrong = [str(name) for name in found["missing_keys"] if "pooler." not in str(name)]
     wrong += [str(name) for name in found["mismatched_keys"]]
     if wrong:
@@ -59,14 +60,15 @@ def load(kind: str, root: Path) -> Any:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Let transformers neither draw bars nor warn of weights that are missing, which is checked here."""
-    logging = plugins.load_target("transformers.utils.logging")
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+    """Let transformers neither draw bars nor warn of weights that are missing, nor of libraries that it looks for."""
+    with quiet("torchao", "torch.utils._pytree"):
+        logging = plugins.load_target("transformers.utils.logging")
+        level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            yield
+        finally:
+            logging.set_verbosity(level)
+            if bars:
+                logging.enable_progress_bar()

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from shipline.artifact import REPORT_HTML, REPORT_JSON, Artifact
 from shipline.checkpoint import Checkpoint
+from shipline.client.inputs import inputs_of
 from shipline.commands.console import console, split_positional
 from shipline.commands.links import check_links
 from shipline.commands.train import train_parser
@@ -27,9 +28,8 @@ if TYPE_CHECKING:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Export a checkpoint and show the verdicts."""
+    """Export a checkpoint, or a language model, and show the verdicts."""
     from shipline.compose import export
-    from shipline.export.origins import opened
 
     url, rest = split_positional(arguments)
     parser = export_parser()
@@ -41,21 +41,62 @@ def run(arguments: Sequence[str]) -> None:
     for name, value in _shorthands(settings).items():
         settings.recipe[name] = value
     recipe = build(parser, settings).recipe
-    checkpoint = opened(url)
-    module, data = named_by(settings.run_config or trusted_config(checkpoint), checkpoint)
+    given = _given(url, settings)
     with workers(settings.workers) as executor:
-        artifact = export(
-            checkpoint, recipe, to=settings.to, module=module, data=data, version=settings.version, executor=executor
-        )
+        artifact = export(recipe=recipe, to=settings.to, version=settings.version, executor=executor, **given)
     if recipe.searches:
         show_candidates(artifact)
     show_verdicts(artifact)
 
 
+def _given(url: str, settings: Namespace) -> dict[str, Any]:
+    """Return what is exported, and what it is proved on: a run's own data, or texts from a file."""
+    from shipline.export.huggingface import huggingface, is_pretrained
+    from shipline.export.origins import opened
+
+    if is_pretrained(url):
+        if settings.rows is None:
+            raise ConfigError(f"{url} is a language model. Give texts that it is proved on, a line each: --rows FILE.")
+        return {"trained": huggingface(url, max_length=settings.max_length), "rows": _texts_in(settings.rows)}
+    if settings.rows is not None or settings.max_length is not None:
+        raise ConfigError(
+            f"--rows and --max_length are for directories of Hugging Face's libraries, and {url} is none: a checkpoint "
+            "is proved on the data of its run."
+        )
+    checkpoint = opened(url)
+    module, data = named_by(settings.run_config or trusted_config(checkpoint), checkpoint)
+    return {"trained": checkpoint, "module": module, "data": data}
+
+
+def _texts_in(path: str) -> list[Any]:
+    """Return the lines of a file, or the JSON values in one that ends in .jsonl."""
+    if Path(path).suffix == ".jsonl":
+        return [each.raw for each in inputs_of(path)]
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"Cannot read the texts in {path!r}: {error}.") from None
+    return [line for line in lines if line.strip()]
+
+
 def export_parser() -> ArgumentParser:
     """Return the parser of what an export needs besides the checkpoint."""
     parser = new_parser(
-        "export", "Publish a checkpoint, given first, as an artifact, if it is proved equal to what was trained."
+        "export",
+        "Publish a checkpoint, or a language model's directory, given first, as an artifact, if it is proved equal to "
+        "what was trained.",
+    )
+    parser.add_argument(
+        "--rows",
+        type=str | None,
+        default=None,
+        help="Texts that a language model is proved on: a file with one on each line, or .jsonl with JSON strings.",
+    )
+    parser.add_argument(
+        "--max_length",
+        type=int | None,
+        default=None,
+        help="Tokens of a language model's longest row; longer texts are cut. Default: what it was made for.",
     )
     parser.add_argument(
         "--run_config",

@@ -22,6 +22,8 @@ from transformers import (
 )
 
 import shipline as sl
+from shipline.artifact import open_model
+from shipline.commands import main
 from shipline.errors import ConfigError, IntegrityError, ShiplineError
 from shipline.export import on_rows, source_of
 from shipline.export.huggingface import is_pretrained
@@ -134,6 +136,27 @@ def test_a_classifier_is_exported_with_its_accuracy(classifier: Path, tmp_path: 
     assert manifest.lineage.config["architectures"] == ["BertForSequenceClassification"]
     assert {"transformers", "tokenizers"} <= set(manifest.lineage.packages)
     assert str(classifier).encode() not in b"".join(artifact.read(name) for name in manifest.files)
+
+
+def test_the_command(
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Texts from lines, or from JSON; what cannot be read is said before anything is measured."""
+    monkeypatch.chdir(tmp_path)
+    Path("texts.txt").write_text("\n\n".join(SENTENCES))
+    Path("texts.jsonl").write_text("\n".join(map(json.dumps, SENTENCES)))
+    options = ["--max_length", "48", "--to", "models/subjects"]
+    for rows in ("texts.txt", "texts.jsonl"):
+        assert main(["export", str(classifier), "--rows", rows, *options]) == 0
+    first, second = (open_model("models/subjects").open(version) for version in ("1", "2"))
+    assert first.manifest.files["golden.json"].sha256 == second.manifest.files["golden.json"].sha256
+    assert first.manifest.serving.longest == 48
+    capsys.readouterr()
+    assert main(["export", str(classifier), "--rows", "none.txt", *options]) == 2
+    assert "Cannot read the texts in 'none.txt'" in capsys.readouterr().err
+    Path("other.jsonl").write_text('{"text": "a"}\n{"text": "b"}')
+    assert main(["export", str(classifier), "--rows", "other.jsonl", *options]) == 2
+    assert "Raw row 0 cannot be prepared: Expected a text; got dict." in capsys.readouterr().err
 
 
 def test_the_outputs_of_transformers_own_models_have_names(classifier: Path) -> None:

@@ -224,6 +224,9 @@ EXPORT_MISTAKES = {
         "There is no configuration file 'x.yaml'."),
     "a mistake in the settings": (["run/checkpoints/a", "--to", "m", "--run_config", "bad.yaml"], 2,
         "bad.yaml:4: module: unknown key 'widht'. Did you mean 'width'?"),
+    "texts for a checkpoint": (["run/checkpoints/a", "--to", "m", "--rows", "bad.yaml"], 2,
+        "and run/checkpoints/a is none: a checkpoint is proved on the data of its run."),
+    "no texts": (["words", "--to", "m"], 2, "words is a language model. Give texts that it is proved on, a line each:"),
 }  # fmt: skip
 
 
@@ -232,6 +235,8 @@ def test_a_mistake_in_an_export_is_named(run: Run, here: Path, arguments: list[s
     (here / "tiny.py").write_text(TINY)
     (here / "egg.py").write_text("open('hatched', 'w')")
     (here / "bad.yaml").write_text(TRAIN.replace("width", "widht"))
+    (here / "words").mkdir()
+    (here / "words" / "config.json").write_text("{}")
     commit_checkpoint("run/checkpoints/a")
     before = files(here)
     run("export", *arguments).refused(code, message)

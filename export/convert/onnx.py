@@ -23,6 +23,11 @@ _CALL = re.compile(r'call raised this error:\s+File "(?P<file>[^"]+)", line (?P<
 _OUTPUT = "shipline.output."
 #: What a message of protobuf, and so a file of ONNX, can be.
 _LARGEST = (1 << 31) - 1
+#: Why modules in half precision cannot be proved as they are.
+_HALVES = {
+    torch.bfloat16: "has none of its operators for them on a CPU",
+    torch.float16: "rounds what it computes with them elsewhere than torch does",
+}
 
 
 def to_onnx(
@@ -70,12 +75,14 @@ def to_onnx(
 def _check_weights(module: nn.Module) -> None:
     """Before the exporter has worked for minutes, and taken several times as much memory."""
     weights = (*module.parameters(), *module.buffers())
-    if any(tensor.dtype == torch.bfloat16 for tensor in weights):
-        raise GateError(
-            f"{type(module).__name__} has weights in bfloat16, and onnxruntime, by which every export is proved, has "
-            "none of its operators for them on a CPU. Nothing was published. Give the module in float32 "
-            "(`module.float()`); precision='bfloat16' computes it in bfloat16."
-        )
+    for dtype, why in _HALVES.items():
+        if any(tensor.dtype == dtype for tensor in weights):
+            name = str(dtype).removeprefix("torch.")
+            raise GateError(
+                f"{type(module).__name__} has weights in {name}, and onnxruntime, by which every export is proved, "
+                f"{why}. Nothing was published. Give the module in float32 (`module.float()`); precision='{name}' "
+                "exports it in that."
+            )
     size = sum(tensor.nbytes for tensor in weights)
     if size >= _LARGEST:
         raise GateError(

@@ -260,11 +260,11 @@ def test_a_module_that_fits_no_file_is_refused_before_it_is_exported() -> None:
         to_onnx(module, rows, signature_of(module, rows))
 
 
-def test_weights_in_bfloat16_are_refused_with_what_to_do() -> None:
-    module = nn.Linear(64, 2).bfloat16()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_in_half_precision_are_refused_with_what_to_do(dtype: torch.dtype) -> None:
+    """As transformers loads them where they were saved so."""
+    module = nn.Linear(64, 2).to(dtype)
     rows = record(nn.Linear(64, 2), {"input": torch.zeros(4, 64)})
-    said = (
-        r"Linear has weights in bfloat16, .* Nothing was published\. Give the module in float32 \(`module\.float\(\)`\)"
-    )
+    said = r"Linear has weights in b?float16, .* Nothing was published\. Give the module in float32 \(`module"
     with pytest.raises(GateError, match=said):
         to_onnx(module, rows, signature_of(module, rows))

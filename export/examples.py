@@ -24,9 +24,9 @@ class Examples:
     """Rows to evaluate a module on.
 
     Args:
-        rows: an array, a mapping of arrays by the names of forward's parameters, a tuple of arrays (one for each
-            parameter; then the targets, if any), a Dataset (a list is one) or a DataLoader of such; or, with
-            processing, raw inputs, or a tuple of them and of their targets.
+        rows: an array or a DataFrame of numbers, a mapping of such by the names of forward's parameters, a tuple of
+            them (one for each parameter; then the targets, if any), a Dataset (a list is one) or a DataLoader; or, with
+            processing, raw inputs (of a DataFrame, its records), or a tuple of them and of their targets.
         forward: what takes the rows.
         labelled: whether somebody asks for targets.
         processing: makes rows of raw inputs.
@@ -110,6 +110,7 @@ def _loading(rows: Any) -> Callable[[], Iterable[Any]]:
     """Return what begins to go through the rows."""
     if isinstance(rows, Iterator):
         raise ConfigError(f"rows is a {type(rows).__name__}, which can be read once; give a list, or a DataLoader.")
+    rows = _array(rows)
     if isinstance(rows, torch.Tensor | np.ndarray | Mapping | tuple):
         whole = dict(rows) if isinstance(rows, Mapping) else rows
         return lambda: _slices(whole)
@@ -123,12 +124,18 @@ def _loading(rows: Any) -> Callable[[], Iterable[Any]]:
 def _slices(whole: Any) -> Iterator[Any]:
     """Cut arrays that hold all rows into batches."""
     arrays = list(whole.values()) if isinstance(whole, dict) else whole if isinstance(whole, tuple) else (whole,)
+    arrays = list(map(_array, arrays))
     counts = {len(array) for array in arrays}
     if len(counts) != 1:
         raise ConfigError(f"The arrays of rows have {sorted(counts)} rows; each must have one for every row.")
     for start in range(0, counts.pop(), BATCH):
         parts = [array[start : start + BATCH] for array in arrays]
         yield dict(zip(whole, parts, strict=True)) if isinstance(whole, dict) else tuple(parts)
+
+
+def _array(value: Any) -> Any:
+    """Return the array of what pandas, polars or pyarrow hold; anything else as it is."""
+    return value.to_numpy() if hasattr(value, "to_numpy") else value
 
 
 class _RawRows(Dataset[Any]):
@@ -153,6 +160,7 @@ class _RawRows(Dataset[Any]):
 def _raw(rows: Any) -> tuple[list[Any], Any]:
     """Return raw inputs and their targets."""
     raw, *targets = rows if isinstance(rows, tuple) else (rows,)
+    raw = _records(raw)
     if isinstance(raw, str | bytes | Mapping) or not isinstance(raw, Iterable) or len(targets) > 1:
         raise ConfigError(
             "With processing, rows are raw inputs as clients send them, in a list; or a tuple of that list and the "
@@ -161,11 +169,20 @@ def _raw(rows: Any) -> tuple[list[Any], Any]:
     return list(raw), targets[0] if targets else None
 
 
+def _records(raw: Any) -> Any:
+    """Return the rows of a DataFrame of pandas or polars as objects, as clients send them."""
+    if hasattr(raw, "to_dicts"):
+        return raw.to_dicts()
+    return raw.to_dict("records") if hasattr(raw, "to_dict") and hasattr(raw, "columns") else raw
+
+
 def _tensor(value: Any) -> torch.Tensor:
     try:
         return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"rows holds a {type(value).__name__}, which is no array of numbers: {error}.") from error
+        raise ConfigError(
+            f"rows holds a {type(value).__name__}, which is no array of numbers: {str(error).rstrip('.')}."
+        ) from error
 
 
 def _target(value: Any) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.utils import _pytree as pytree
+
+from shipline.export.outputs import outputs_of
 
 FIDELITY = "fidelity"
 #: By so many steps of its dtype a number may differ that is computed in another order.
@@ -26,7 +27,7 @@ class Fidelity:
 
     def add(self, found: Any, own: Any) -> None:
         """Take the answers to a batch."""
-        pairs = list(zip(pytree.tree_leaves(found), pytree.tree_leaves(own), strict=True))
+        pairs = list(zip(outputs_of(found), outputs_of(own), strict=True))
         self._outputs = self._outputs or [_Output(answer) for _, answer in pairs]
         for output, (answer, wanted) in zip(self._outputs, pairs, strict=True):
             output.add(answer, wanted)

@@ -13,12 +13,12 @@ import numpy as np
 import safetensors.numpy
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from shipline.artifact import GOLDEN, GOLDEN_TENSORS, Verdict
 from shipline.backends.base import Arrays
 from shipline.errors import SignatureError
 from shipline.export import gates
+from shipline.export.outputs import outputs_of
 from shipline.export.rows import Rows
 from shipline.processing import Processing
 from shipline.signature import Signature
@@ -98,7 +98,7 @@ def spread(rows: int, count: int) -> list[int]:
 def _trained_outputs(module: Callable[..., Any], inputs: Arrays, signature: Signature) -> Arrays:
     with torch.inference_mode():
         output = module(**{name: torch.from_numpy(array) for name, array in inputs.items()})
-    leaves = pytree.tree_leaves(output)
+    leaves = outputs_of(output)
     return {spec.name: leaf.numpy() for spec, leaf in zip(signature.outputs, leaves, strict=True)}
 
 

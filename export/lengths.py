@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from shipline.backends.base import Arrays
 from shipline.errors import GateError, ProcessingError, SignatureError
+from shipline.export.outputs import outputs_of
 from shipline.export.rows import Rows, in_batches
 from shipline.export.source import Source
 from shipline.processing import Processing
@@ -154,7 +154,7 @@ def _answers(module: nn.Module, inputs: Arrays) -> list[np.ndarray]:
 def _answered(module: nn.Module, inputs: Arrays) -> list[np.ndarray]:
     with torch.no_grad():
         found = module.eval()(**{name: torch.from_numpy(array.copy()) for name, array in inputs.items()})
-    return [leaf.numpy(force=True) for leaf in pytree.tree_leaves(found)]
+    return [leaf.numpy(force=True) for leaf in outputs_of(found)]
 
 
 def _check_shorter(module: nn.Module, row: Arrays, whole: Sequence[np.ndarray], signature: Signature) -> None:

@@ -9,13 +9,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from shipline.errors import ConfigError, ShiplineError, SignatureError
 from shipline.export.examples import Examples
 from shipline.export.fidelity import FIDELITY, Fidelity
 from shipline.export.kept import Kept
 from shipline.export.labels import labels_in
+from shipline.export.outputs import taken_apart
 from shipline.export.source import Source, digest_of
 from shipline.processing import Processing
 
@@ -135,17 +135,26 @@ def _answer(module: nn.Module, inputs: dict[str, torch.Tensor]) -> Any:
         shapes = ", ".join(f"{name}: {tensor.dtype} {list(tensor.shape)}" for name, tensor in inputs.items())
         raise SignatureError(
             f"forward of {type(module).__name__} cannot take the rows ({shapes}): {type(error).__name__}: "
-            f"{str(error).strip()[:500]}"
+            f"{str(error).strip()[:500].rstrip('.')}.{_advice(module, inputs, error)}"
         ) from error
+
+
+def _advice(module: nn.Module, inputs: dict[str, torch.Tensor], error: Exception) -> str:
+    """What to do where numbers are of another dtype than the weights, as those of numpy and pandas mostly are."""
+    dtypes = {weight.dtype for weight in module.parameters() if weight.is_floating_point()}
+    others = [name for name, each in inputs.items() if each.dtype not in dtypes]
+    others = [name for name in others if inputs[name].is_floating_point()] or others
+    if "dtype" not in str(error) or len(dtypes) != 1 or not others:
+        return ""
+    return f" The weights are {dtypes.pop()}: give {', '.join(others)} in that."
 
 
 def _together(parts: list[Any]) -> Any:
     """Put what batches gave together: tensors by row, in the structure that they came in; else a list."""
-    leaves = [pytree.tree_flatten(part) for part in parts]
-    structure = leaves[0][1]
-    if not all(isinstance(leaf, torch.Tensor) for found, _ in leaves for leaf in found):
+    outputs, (structure, *_) = zip(*map(taken_apart, parts), strict=True)
+    if not all(isinstance(leaf, torch.Tensor) for found in outputs for leaf in found):
         return [item for part in parts for item in part]
-    return pytree.tree_unflatten([torch.cat(column) for column in zip(*(f for f, _ in leaves), strict=True)], structure)
+    return structure.filled([torch.cat(column) for column in zip(*outputs, strict=True)])
 
 
 def _measured(name: str, metric: Metric, outputs: Any, targets: Any) -> float:

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from shipline.backends.base import Arrays
 from shipline.errors import SignatureError
+from shipline.export.outputs import Structure, taken_apart
 from shipline.signature import OIP_DATATYPES
 
 _KNOWN = {getattr(torch, name) for name in OIP_DATATYPES}
@@ -32,7 +33,7 @@ class Rows:
         self._names: list[str] = []
         self._shapes: dict[str, torch.Size] = {}
         self._labels: list[np.ndarray] | None = []
-        self.structure: pytree.TreeSpec | None = None
+        self.structure: Structure | None = None
         self.seen = 0
         #: Number of an output -> how many of its rows are NaN or infinite, and the first; of all rows.
         self.not_finite: dict[int, tuple[int, int]] = {}
@@ -80,7 +81,7 @@ class Rows:
     def add(self, inputs: dict[str, torch.Tensor], output: Any) -> None:
         """Take a batch."""
         _register(type(output))
-        leaves, structure = pytree.tree_flatten(output)
+        leaves, structure = taken_apart(output)
         rows = _check_batch(inputs, leaves)
         self._check_same(list(inputs), structure)
         self._check_shapes({f"Input {name!r}": tensor for name, tensor in inputs.items()})
@@ -93,7 +94,7 @@ class Rows:
             self._take(arrays, [leaf.numpy(force=True) for leaf in leaves])
         self.seen += rows
 
-    def _check_same(self, names: list[str], structure: pytree.TreeSpec) -> None:
+    def _check_same(self, names: list[str], structure: Structure) -> None:
         """A graph takes and gives the same tensors in every call."""
         if self.structure is None:
             self._names, self.structure = names, structure
@@ -212,6 +213,8 @@ def _register(kind: type) -> None:
 
 
 def _check_batch(inputs: dict[str, torch.Tensor], leaves: list[Any]) -> int:
+    if not leaves:
+        raise SignatureError("forward gives no tensor; an exported graph needs an output.")
     tensors = {**inputs, **{f"output {i}": leaf for i, leaf in enumerate(leaves)}}
     for name, value in tensors.items():
         if not isinstance(value, torch.Tensor) or value.ndim == 0:

@@ -10,13 +10,13 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from shipline import plugins
 from shipline.artifact import ServingSettings
 from shipline.backends.base import Arrays, Backend
 from shipline.errors import GateError
 from shipline.export.kept import Kept
+from shipline.export.outputs import Structure
 from shipline.export.rows import bind, digests
 from shipline.signature import Signature
 
@@ -65,7 +65,7 @@ class Runtime:
         self,
         module: nn.Module,
         signature: Signature,
-        structure: pytree.TreeSpec,
+        structure: Structure,
         trim: Callable[[Arrays], Arrays] = lambda rows: rows,
     ) -> Callable[..., Any]:
         """Return a function to put in place of the module's forward: same arguments, same structure of outputs.
@@ -79,7 +79,7 @@ class Runtime:
             given = bind(original, args, kwargs)
             outputs = self.run(trim({name: given[name].detach().cpu().numpy() for name in names}))
             self._check_shapes(outputs, signature, len(given[names[0]]))
-            return pytree.tree_unflatten([torch.from_numpy(output) for output in outputs], structure)
+            return structure.filled([torch.from_numpy(output) for output in outputs])
 
         return forward
 

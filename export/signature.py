@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from shipline.errors import SignatureError, nearest
+from shipline.export.outputs import Structure
 from shipline.export.rows import Rows
 from shipline.signature import DYNAMIC, Signature, TensorSpec
 
@@ -83,15 +83,16 @@ def _spec(name: str, array: np.ndarray) -> TensorSpec:
     return TensorSpec(name=name, dtype=array.dtype.name, shape=(-1, *array.shape[1:]))
 
 
-def _output_names(structure: pytree.TreeSpec | None, count: int) -> list[str]:
+def _output_names(structure: Structure | None, count: int) -> list[str]:
     """The keys of a dict or the names of fields, `output` for one tensor, `output_0` ... for several."""
     return _keys(structure, count) or (["output"] if count == 1 else [f"output_{i}" for i in range(count)])
 
 
-def _keys(structure: pytree.TreeSpec | None, count: int) -> list[str] | None:
+def _keys(structure: Structure | None, count: int) -> list[str] | None:
     """The keys of a flat dict, dataclass or named tuple in the order of its tensors; None for other outputs."""
     assert structure is not None
-    named = _by_name(pytree.tree_unflatten(list(range(count)), structure))
+    found = _by_name(structure.filled(range(count)))
+    named = {name: value for name, value in found.items() if value is not None}
     if named and all(isinstance(value, int) for value in named.values()):
         return [str(key) for key in sorted(named, key=named.__getitem__)]
     return None
@@ -101,6 +102,5 @@ def _by_name(output: Any) -> dict[Any, Any]:
     if isinstance(output, dict):
         return dict(output)
     if dataclasses.is_dataclass(output):
-        fields = {each.name: getattr(output, each.name) for each in dataclasses.fields(output)}
-        return {name: value for name, value in fields.items() if value is not None}
+        return {each.name: getattr(output, each.name) for each in dataclasses.fields(output)}
     return dict(output._asdict()) if hasattr(output, "_asdict") else {}

@@ -9,13 +9,13 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from shipline.backends.base import Arrays
 from shipline.errors import ConfigError, GateError, nearest
 from shipline.export.cost import Cost, cost_of
 from shipline.export.labels import noting_labels
 from shipline.export.lengths import Shorter, freed, shorter, usual
+from shipline.export.outputs import outputs_of
 from shipline.export.recipe import Recipe
 from shipline.export.rows import Rows, recording
 from shipline.export.signature import signature_of
@@ -154,7 +154,7 @@ def _check_repeats(module: nn.Module, rows: Rows, signature: Signature) -> None:
 def _answers(module: nn.Module, rows: Rows) -> list[np.ndarray]:
     inputs = {name: torch.from_numpy(array[:REPEATED_ROWS].copy()) for name, array in rows.inputs.items()}
     with torch.no_grad():
-        leaves = pytree.tree_leaves(module.eval()(**inputs))
+        leaves = outputs_of(module.eval()(**inputs))
     return [leaf.numpy(force=True).astype(np.float64) for leaf in leaves]
 
 

@@ -7,9 +7,9 @@ from typing import Literal
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from shipline.export.lengths import OTHERWISE
+from shipline.export.outputs import outputs_of
 from shipline.export.rows import Rows
 from shipline.signature import DYNAMIC, Signature
 
@@ -34,7 +34,7 @@ class TensorFunction(nn.Module):
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return the outputs in order."""
         given = {name: self._taken(tensor) for name, tensor in zip(self._names, tensors, strict=True)}
-        outputs = pytree.tree_leaves(self.module(**given))
+        outputs = outputs_of(self.module(**given))
         return tuple(output.to(dtype) for output, dtype in zip(outputs, self._dtypes, strict=True))
 
     def _taken(self, tensor: torch.Tensor) -> torch.Tensor:

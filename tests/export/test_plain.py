@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.datasets import load_diabetes, load_digits
@@ -188,6 +189,8 @@ def test_raw_rows_and_processing(tmp_path: Path) -> None:
     ).manifest  # fmt: skip
     assert 40 < found.metrics["metric"] < 46  # as least squares on this table is known to do
     assert next(v for v in found.verdicts if v.gate == "preprocessing").passed
+    frame = load_diabetes(as_frame=True).data
+    assert Examples(frame, net.forward, labelled=False, processing=processing).raw == raw
     bad = [*raw[:3], {"age": 1.0}]
     with pytest.raises(ConfigError, match="Raw row 3 cannot be prepared: Missing column 'sex'"):
         sl.export(net, rows=bad, processing=processing, to=str(tmp_path / "m"))
@@ -212,6 +215,8 @@ TEN = torch.utils.data.Subset(TensorDataset(X, MASK, Y), range(150))
         ([(x, m) for x, m in zip(X, MASK, strict=True)], 300, False),
         ((X.numpy(), MASK.numpy(), Y.numpy()), 300, True),
         ({"x": X, "mask": MASK.numpy()}, 300, False),
+        ({"x": pd.DataFrame(X.numpy()), "mask": MASK}, 300, False),
+        ((pd.DataFrame(X.numpy()), MASK, pd.Series(Y.numpy())), 300, True),
         ({"x": X, "mask": MASK, "label": Y}, 300, True),
         (TensorDataset(X, MASK), 300, False),
         (TEN, 150, True),
@@ -263,7 +268,10 @@ def nothing(x: torch.Tensor) -> torch.Tensor:
         (Masked(), {"x": X, "mas": MASK}, {}, r"rows has 'mas', which forward does not take. Did you mean 'mask'\?"),
         (Masked(), {"x": X, "a": Y, "b": Y}, {"metric": accuracy}, "rows has 'a', 'b', which forward does not take"),
         (Masked(), {"x": X}, {}, r"forward of Masked cannot take the rows \(x: torch.float32 \[64, 64\]\): TypeError"),
-        (classifier(), X.double(), {}, r"input: torch.float64 \[64, 64\]\): RuntimeError: mat1 and mat2 must have the"),
+        (classifier(), X.double(), {}, r"float64 \[64, 64\]\): .* The weights are torch.float32: give input"),
+        (classifier(), X.long(), {}, r"int64 \[64, 64\]\): .* The weights are torch.float32: give input in that"),
+        (classifier(), pd.DataFrame({"a": ["b"]}), {}, r"a ndarray, which is no array of numbers: .* bool\.$"),
+        (Does(lambda x: {"loss": None}), X, {}, "forward gives no tensor; an exported graph needs an output"),
         (classifier(), X, {"metric": "accuracy"}, "metric is 'accuracy'; give a function of outputs and targets"),
         (classifier(), (X, Y), {"metric": accuracy}, "Is a high 'accuracy' good, or a low one"),
         (classifier(), (X, Y), {"metric": lambda out, y: out}, "The metric 'metric' gives no number for all outputs"),
@@ -353,11 +361,28 @@ class Pair(NamedTuple):
         (lambda x: (x[:, :3], x[:, 3:]), ["output_0", "output_1"]),
         (lambda x: Parts(x[:, :3], bottom=x[:, 3:]), ["top", "bottom"]),
         (lambda x: Pair(x[:, :3], x[:, 3:]), ["first", "second"]),
+        (lambda x: {"loss": None, "logits": x[:, :3], "hidden": x[:, 3:]}, ["logits", "hidden"]),
+        (lambda x: (None, x[:, :3], None, x[:, 3:]), ["output_0", "output_1"]),
     ],
 )
 def test_outputs_have_names(function: Callable[..., Any], names: list[str], tmp_path: Path) -> None:
     found = sl.export(Does(function), rows=X[:40], to=str(tmp_path / "m")).manifest
     assert [(spec.name, spec.shape) for spec in found.signature.outputs] == [(names[0], (-1, 3)), (names[1], (-1, 61))]
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "torchscript", "torch-export"])
+def test_what_was_not_asked_for_is_none_to_metrics_too(backend: str, tmp_path: Path) -> None:
+    """As transformers' modules answer without labels."""
+
+    def right(outputs: dict[str, Any], targets: torch.Tensor) -> torch.Tensor:
+        assert outputs["loss"] is None
+        return accuracy(outputs["logits"], targets)
+
+    module = Does(lambda x: {"loss": None, "logits": x[:, :10] * 2})
+    recipe = sl.Recipe(backend=backend, **LAX)
+    found = sl.export(module, recipe, rows=(X, Y), metric=right, mode="max", to=str(tmp_path / "m")).manifest
+    assert [spec.name for spec in found.signature.outputs] == ["logits"]
+    assert found.metrics["right"] == float(accuracy(X[:, :10], Y))
 
 
 # ---- metrics ---------------------------------------------------------------------------------------------------------

@@ -100,9 +100,11 @@ def _dense(root: Path, path: Path) -> nn.Module:
             f"its weights in {DENSE_WEIGHTS}. {_INSTEAD}"
         )
     try:
-        linear = nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias", True))
         weights = safetensors.torch.load_file(path / DENSE_WEIGHTS)
-        linear.load_state_dict({key.removeprefix("linear."): value for key, value in weights.items()})
+        sizes = config["in_features"], config["out_features"]
+        linear = nn.Linear(*sizes, bias=config.get("bias", True), device="meta")  # what the file says takes no memory
+        found = {key.removeprefix("linear."): value.float() for key, value in weights.items()}
+        linear.load_state_dict(found, assign=True)
     except Exception as error:  # of safetensors, of torch, of what the file says
         raise IntegrityError(f"{where} cannot be loaded: {type(error).__name__}: {str(error)[:500]}") from error
     return nn.Sequential(linear, _ACTIVATIONS[name]())

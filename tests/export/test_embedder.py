@@ -200,6 +200,11 @@ def says(**changes: Any) -> Callable[[Path], None]:
     [
         (says(use_residual=True), ConfigError, "model/2_Dense is a Dense with Tanh; known is .* without use_residual"),
         (says(activation_function="os.system"), ConfigError, "is a Dense with system; known is one of Identity, Tanh"),
+        (
+            says(in_features=1 << 28, out_features=1 << 10),
+            IntegrityError,
+            "model/2_Dense cannot be loaded: RuntimeError",
+        ),
         (says(in_features="many"), IntegrityError, "model/2_Dense cannot be loaded: TypeError"),
         (lambda directory: (directory / "model.safetensors").unlink(), ConfigError, "its weights in model.safetensors"),
         (cut, IntegrityError, "model/2_Dense cannot be loaded: SafetensorError"),

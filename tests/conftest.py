@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,8 @@ os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / "torchinductor_tests"))
 # For torch, here and in what is started: small matrices on busy cores are several times slower with two threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What a shell starts in the background ignores Ctrl-C, and so does what that starts; tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # What searches remember must not come from, nor get to, those who work here.
 _CACHE = tempfile.TemporaryDirectory(prefix="shipline-tests-cache-")  # gone when the interpreter ends
 os.environ["SHIPLINE_CACHE_DIR"] = _CACHE.name

@@ -164,6 +164,9 @@ class Recipe:
 
 def _check_way(recipe: Recipe) -> None:
     """The precision, the backend and the passes are known, and go together."""
+    for name in ("compiled", "remember"):
+        if not isinstance(value := getattr(recipe, name), bool):
+            raise ConfigError(f"Recipe has {name}={value!r}; set True or False.")
     if recipe.precision not in (names := (*PRECISIONS, AUTO)):
         raise ConfigError(f"Recipe has precision={recipe.precision!r}; choose one of {', '.join(names)}.")
     if recipe.backend is not None and recipe.backend not in (backends := known("backend")):
@@ -182,6 +185,8 @@ def _check_way(recipe: Recipe) -> None:
 
 
 def _check_passes(recipe: Recipe) -> None:
+    if not isinstance(recipe.passes, tuple | list):
+        raise ConfigError(f"Recipe has passes={recipe.passes!r}; give a tuple of shipline.export.Pass.")
     for each in recipe.passes:
         if not isinstance(each, Pass):
             raise ConfigError(f"Recipe has a {type(each).__name__} among its passes, which is no shipline.export.Pass.")

@@ -51,6 +51,8 @@ from shipline.export.recipe import AUTO, Precision
             ({"passes": (Pt2eInt8(),), "precision": name}, f"int8 already, and precision='{name}': give one of them")
             for name in ("int8", "auto")
         ),
+        ({"passes": 5}, "passes=5; give a tuple of shipline.export.Pass"),
+        *(({name: "no"}, f"{name}='no'; set True or False") for name in ("compiled", "remember")),
         ({"passes": (Pt2eInt8(), StaticInt8())}, "int8 already, and passes of a graph: give one of them"),
         ({"prune": "auto"}, "prune='auto' and precision='float32': only a search tries several shares"),
         ({"prune": "auto", "precision": "auto", "finetune_epochs": -1}, "finetune_epochs=-1"),

@@ -20,7 +20,7 @@ from shipline.errors import ConfigError
 from shipline.export.embedder import Embedder, embedder
 from shipline.export.pretrained import CONFIG, load, read_json
 from shipline.export.source import Source
-from shipline.processing import Processing, Softmax, Step, step
+from shipline.processing import Processing, Sigmoid, Softmax, Step, step
 
 TOKENIZER, TOKENIZER_CONFIG = "tokenizer.json", "tokenizer_config.json"
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -41,7 +41,7 @@ def huggingface(
     """Return the model in a directory as a source: its module, with the processing of texts.
 
     An encoder with sentence-transformers' `modules.json` answers an embedding, pooled and normalised as that says; a
-    classifier (`...ForSequenceClassification`) answers labels.
+    classifier (`...ForSequenceClassification`) answers labels, of which several may be right at once.
 
     Args:
         directory: has config.json, tokenizer.json and model.safetensors.
@@ -89,14 +89,12 @@ def _classifies(config: dict[str, Any]) -> bool:
 
 
 def _classifier(root: Path, config: dict[str, Any]) -> tuple[nn.Module, list[Step]]:
-    if config.get("problem_type") == "multi_label_classification":
-        raise ConfigError(
-            f"{root.name} gives several labels at once, for which there is no step. Wrap the model in a module, and "
-            "export that with rows and processing."
-        )
     model = load("AutoModelForSequenceClassification", root)
     names = [str(name) for _, name in sorted(model.config.id2label.items())]
-    return Classifier(model), [Softmax(), _step(root, "labels", names=names)] if len(names) > 1 else []
+    several = config.get("problem_type") == "multi_label_classification"
+    if len(names) == 1 and not several:  # a number, or how well two texts fit
+        return Classifier(model), []
+    return Classifier(model), [Sigmoid() if several else Softmax(), _step(root, "labels", names=names)]
 
 
 def _inner(module: nn.Module) -> nn.Module:

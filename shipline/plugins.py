@@ -22,6 +22,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "normalize": "shipline.processing.image:Normalize",
         "resize": "shipline.processing.image:Resize",
         "rgb": "shipline.processing.image:Rgb",
+        "sigmoid": "shipline.processing.answers:Sigmoid",
         "softmax": "shipline.processing.answers:Softmax",
         "tokenize": "shipline.processing.text:Tokenize",
         "top_k": "shipline.processing.answers:TopK",

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from shipline import plugins
 from shipline.errors import ConfigError, IntegrityError, ProcessingError, SchemaError
-from shipline.processing.answers import Labels, Softmax, TopK
+from shipline.processing.answers import Labels, Sigmoid, Softmax, TopK
 from shipline.processing.image import DecodeImage, Grayscale, Layout, Normalize, Resize, Rgb
 from shipline.processing.step import Step
 from shipline.processing.tabular import Columns
@@ -33,6 +33,7 @@ __all__ = [
     "Processing",
     "Resize",
     "Rgb",
+    "Sigmoid",
     "Softmax",
     "Step",
     "Tokenize",

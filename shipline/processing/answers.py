@@ -23,6 +23,16 @@ class Softmax(Step):
         return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
 
 
+class Sigmoid(Step):
+    """Logits -> the probability of each by itself, in float64: where several classes may be right at once."""
+
+    NAME: ClassVar[str] = "sigmoid"
+
+    def __call__(self, value: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore"):  # the power of a very small logit is infinite, its probability 0
+            return np.asarray(1 / (1 + np.exp(-value.astype(np.float64))))
+
+
 class Labels(Step):
     """Scores [classes] -> {"label", "score", "scores"}: the best class, its score, and all scores, best first."""
 

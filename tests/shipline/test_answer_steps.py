@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from step_conformance import StepConformance
 
 from shipline.errors import ProcessingError
-from shipline.processing import Labels, Softmax, Step, TopK
+from shipline.processing import Labels, Sigmoid, Softmax, Step, TopK
 
 
 class TestSoftmax(StepConformance):
@@ -52,6 +52,28 @@ class TestSoftmax(StepConformance):
 
     def test_whole_numbers_are_logits_too(self) -> None:
         assert Softmax()(np.array([7, 7], np.int64)).tolist() == [0.5, 0.5]
+
+
+class TestSigmoid(StepConformance):
+    @pytest.fixture
+    def step(self) -> Step:
+        return Sigmoid()
+
+    @pytest.fixture
+    def value(self) -> np.ndarray:
+        return np.array([[1.0, 2.0, 3.0], [-1.0, 0.0, 1.0]], np.float32)
+
+    def test_probabilities_are_those_of_the_formula(self) -> None:
+        found = Sigmoid()(np.log(np.array([1, 3, 0.25], np.float32)))
+        assert found.dtype == np.float64
+        assert found == pytest.approx([0.5, 0.75, 0.2], abs=1e-7)
+
+    def test_extreme_logits_neither_overflow_nor_warn(self) -> None:
+        logits = np.array([3.4e38, -3.4e38, float("inf"), -float("inf"), float("nan")], np.float32)
+        np.testing.assert_array_equal(Sigmoid()(logits), [1, 0, 1, 0, float("nan")])
+
+    def test_whole_numbers_are_logits_too(self) -> None:
+        assert Sigmoid()(np.array([0, 0], np.int64)).tolist() == [0.5, 0.5]
 
 
 class TestLabels(StepConformance):

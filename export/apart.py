@@ -19,7 +19,6 @@ import signal
 import sys
 import sysconfig
 import tempfile
-import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -35,8 +34,6 @@ from shipline.errors import GateError, ShiplineError
 
 #: How long a process that is to say where it hangs may take for that.
 GRACE_S = 10.0
-#: Ctrl-C that comes just before this process sleeps does not wake it: it looks again after so long.
-LOOKS_EVERY_S = 1.0
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+) in (?P<function>\S+)')
 #: Where there is code that is nobody's module.
 _LIBRARIES = (sysconfig.get_path("stdlib"), sysconfig.get_path("purelib"), str(Path(__file__).parent))
@@ -102,12 +99,11 @@ def _fork() -> int:
 
 def _status(pid: int, timeout: float) -> int | None:
     """Wait for the process; return its exit status, or the signal that ended it, negative; None: it took too long."""
-    handle, end, done = os.pidfd_open(pid), time.monotonic() + timeout, False
+    handle = os.pidfd_open(pid)
     try:
         poll = select.poll()
         poll.register(handle, select.POLLIN)
-        while not done and (left := end - time.monotonic()) > 0:
-            done = bool(poll.poll(min(left, LOOKS_EVERY_S) * 1000))
+        done = bool(poll.poll(timeout * 1000))
     finally:
         os.close(handle)
         with contextlib.suppress(ProcessLookupError):  # it has not come to make a group of its own

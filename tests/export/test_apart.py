@@ -6,14 +6,12 @@ import contextlib
 import faulthandler
 import gc
 import os
-import select
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -240,26 +238,6 @@ def test_an_interrupt_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
         apart(hang, "Working", 600)
     with pytest.raises(ProcessLookupError):
         os.kill(forked[0], 0)
-
-
-def test_an_interrupt_is_seen_that_wakes_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Between the interpreter's last look at signals and the wait, one is only noted: no wait may be long."""
-    asked, poll = list[float](), select.poll
-
-    class Poll:
-        def __init__(self) -> None:
-            self._poll = poll()
-            self.register = self._poll.register
-
-        def poll(self, milliseconds: float) -> list[tuple[int, int]]:
-            asked.append(milliseconds)
-            return self._poll.poll(milliseconds)
-
-    monkeypatch.setattr(apart_module, "LOOKS_EVERY_S", 0.05)
-    monkeypatch.setattr(apart_module.select, "poll", Poll)
-    assert apart(lambda: time.sleep(0.3), "Working", 60) is None
-    assert len(asked) > 1
-    assert max(asked) <= 50
 
 
 def test_nothing_is_forked_where_that_is_not_safe(monkeypatch: pytest.MonkeyPatch) -> None:

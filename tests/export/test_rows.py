@@ -125,7 +125,7 @@ SCALAR = torch.tensor(1.0)
         (torch.neg, [{"x": [count(1)]}], "forward was given x=list"),
         (torch.neg, [{"x": SCALAR}], "x of forward is no tensor with a batch dimension"),
         (torch.mean, [{"x": count(2)}], "output 0 of forward is no tensor with a batch dimension"),
-        (lambda x: (x, None), [{"x": count(2)}], "output 1 of forward is no tensor with a batch dimension"),
+        (lambda x: (None, {}), [{"x": count(2)}], "forward gives no tensor; an exported graph needs an output"),
         (lambda x: (x, "text"), [{"x": count(2)}], "output 1 of forward is no tensor"),
         (lambda x: x[:1], [{"x": count(2)}], r"must be the batch; found {'x': 2, 'output 0': 1}"),
         (torch.neg, [{"x": count(2), "mask": count(3)}], r"must be the batch; found {'x': 2, 'mask': 3, "),

@@ -18,7 +18,7 @@ except ModuleNotFoundError as error:
 from shipline.train.launch.cluster import connected
 from shipline.train.launch.options import RayCluster
 
-_TIDY_S = 30.0
+_TIDY_S = 10.0
 _KEPT = 16  # arguments that later calls may share
 
 P = ParamSpec("P")

@@ -75,7 +75,7 @@ def _texts_in(path: str) -> list[Any]:
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise ConfigError(f"Cannot read the texts in {path!r}: {error}.") from None
+        raise ConfigError(f"Cannot read the texts in {path!r}: {error}. Give one with a text on each line.") from None
     return [line for line in lines if line.strip()]
 
 

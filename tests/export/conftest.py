@@ -30,6 +30,16 @@ from shipline.train.seed import isolate_rng
 LAX: dict[str, Any] = {"min_speedup": 0.0, "max_metric_drop": 0.05}
 
 
+@pytest.fixture(scope="module")
+def no_bars() -> Iterator[None]:
+    """Let transformers show none while it loads."""
+    from transformers import logging
+
+    logging.disable_progress_bar()
+    yield
+    logging.enable_progress_bar()
+
+
 @pytest.fixture
 def quick_search(monkeypatch: pytest.MonkeyPatch, converted_once: Callable[..., bytes]) -> None:
     """Search what is made and tried in a moment; a compiler takes its time, and so does a process for each file."""

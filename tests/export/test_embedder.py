@@ -25,19 +25,11 @@ import shipline as sl
 from shipline.errors import ConfigError, IntegrityError, ShiplineError
 from shipline.export import pooling
 
+pytestmark = pytest.mark.usefixtures("no_bars")
+
 TEXTS = [*SENTENCES[:4], "  Leading and TRAILING  ", "", "Ünïcödé ß é"]
 WIDTH = 384
 MODES = ("mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quiet() -> Any:
-    """Loading shows no bars here."""
-    from transformers import logging
-
-    logging.disable_progress_bar()
-    yield
-    logging.enable_progress_bar()
 
 
 @pytest.fixture(scope="module")

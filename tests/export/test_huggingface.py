@@ -28,15 +28,7 @@ from shipline.errors import ConfigError, IntegrityError, ShiplineError
 from shipline.export import on_rows, source_of
 from shipline.export.huggingface import is_pretrained
 
-
-@pytest.fixture(scope="module", autouse=True)
-def quiet() -> Any:
-    """Loading shows no bars here."""
-    from transformers import logging
-
-    logging.disable_progress_bar()
-    yield
-    logging.enable_progress_bar()
+pytestmark = pytest.mark.usefixtures("no_bars")
 
 
 @pytest.fixture(scope="module")

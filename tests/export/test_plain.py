@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from sklearn.datasets import load_diabetes, load_digits
+from small_modules import Does
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -55,17 +55,6 @@ def classifier() -> nn.Module:
 
 def accuracy(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return (outputs.argmax(1) == targets).float().mean()
-
-
-class Does(nn.Module):
-    """A module whose forward is this function of x."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: torch.Tensor) -> Any:
-        return self.function(x)
 
 
 class Masked(nn.Module):
@@ -337,52 +326,6 @@ class Counts(nn.Module):
 def test_what_forward_may_not_do(module: nn.Module, error: type[ShiplineError], said: str) -> None:
     with pytest.raises(error, match=said):
         look_at(on_rows(Source.of_module(module), X), sl.Recipe())
-
-
-# ---- outputs ---------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass
-class Parts:
-    top: Any
-    rest: Any = None
-    bottom: Any = None
-
-
-class Pair(NamedTuple):
-    first: Any
-    second: Any
-
-
-@pytest.mark.parametrize(
-    ("function", "names"),
-    [
-        (lambda x: {"top": x[:, :3], "a b": x[:, 3:]}, ["top", "a b"]),
-        (lambda x: (x[:, :3], x[:, 3:]), ["output_0", "output_1"]),
-        (lambda x: Parts(x[:, :3], bottom=x[:, 3:]), ["top", "bottom"]),
-        (lambda x: Pair(x[:, :3], x[:, 3:]), ["first", "second"]),
-        (lambda x: {"loss": None, "logits": x[:, :3], "hidden": x[:, 3:]}, ["logits", "hidden"]),
-        (lambda x: (None, x[:, :3], None, x[:, 3:]), ["output_0", "output_1"]),
-    ],
-)
-def test_outputs_have_names(function: Callable[..., Any], names: list[str], tmp_path: Path) -> None:
-    found = sl.export(Does(function), rows=X[:40], to=str(tmp_path / "m")).manifest
-    assert [(spec.name, spec.shape) for spec in found.signature.outputs] == [(names[0], (-1, 3)), (names[1], (-1, 61))]
-
-
-@pytest.mark.parametrize("backend", ["onnxruntime", "openvino", "torchscript", "torch-export"])
-def test_what_was_not_asked_for_is_none_to_metrics_too(backend: str, tmp_path: Path) -> None:
-    """As transformers' modules answer without labels."""
-
-    def right(outputs: dict[str, Any], targets: torch.Tensor) -> torch.Tensor:
-        assert outputs["loss"] is None
-        return accuracy(outputs["logits"], targets)
-
-    module = Does(lambda x: {"loss": None, "logits": x[:, :10] * 2})
-    recipe = sl.Recipe(backend=backend, **LAX)
-    found = sl.export(module, recipe, rows=(X, Y), metric=right, mode="max", to=str(tmp_path / "m")).manifest
-    assert [spec.name for spec in found.signature.outputs] == ["logits"]
-    assert found.metrics["right"] == float(accuracy(X[:, :10], Y))
 
 
 # ---- metrics ---------------------------------------------------------------------------------------------------------

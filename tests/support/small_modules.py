@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,17 @@ class CellTable(sl.DataModule):
 
     def raw_rows(self) -> Iterable[Any]:
         return self.raw[:121]
+
+
+class Does(nn.Module):
+    """A module whose forward is this function of x."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.function(x)
 
 
 def fit(module: sl.Module, data: sl.DataModule, root: Path | str, *, epochs: int = 6, **settings: Any) -> Run:
